@@ -1,0 +1,75 @@
+// Package store defines what the collector asks of a place that keeps flows.
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// ErrArgument marks an error that the asker can mend: an unknown question, a
+// missing or malformed argument.
+var ErrArgument = errors.New("invalid argument")
+
+// Store keeps flows, their coverage and the keys of the batches that brought
+// them. Every method may be called at any time from any goroutine.
+//
+// storetest.Run is the contract in executable form: every store passes it.
+type Store interface {
+	// Append commits the batches in one transaction, each whole and together
+	// with its key, and returns after they are durable. A batch whose key was
+	// committed before is skipped, also when it comes twice in one call; such
+	// batches are reported in duplicate, in the order of batches. After an error
+	// none of the batches is stored.
+	Append(ctx context.Context, batches []flow.Batch) (duplicate []bool, err error)
+
+	// Flows gives the flows that pass the filter to yield, merged by flow.Merge,
+	// ordered by Start, and ends early when yield returns false.
+	Flows(ctx context.Context, req FlowsRequest, yield func(flow.Flow) bool) error
+
+	// Count returns how many flows and connections pass the filter.
+	Count(ctx context.Context, filter flow.Filter) (flows, connections uint64, err error)
+
+	// Query answers a named question of package queries.
+	Query(ctx context.Context, name string, args map[string]string) (Rows, error)
+
+	// Coverage says how much of the time from since to until each node was
+	// watched. A node that reported at any time within the retention, but not
+	// in that range, is listed with nothing covered.
+	Coverage(ctx context.Context, since, until time.Time) (flow.Coverage, error)
+
+	// Stats describes the store's content.
+	Stats(ctx context.Context) (Stats, error)
+
+	// Retain deletes what arrived before the given time, in whole slices, and
+	// returns how many bytes of disk that gave back.
+	Retain(ctx context.Context, before time.Time) (freed int64, err error)
+
+	// Close waits for running calls and releases the store.
+	Close() error
+}
+
+// FlowsRequest asks for flows.
+type FlowsRequest struct {
+	Filter flow.Filter
+	// First and Last limit the answer to the oldest or the newest flows; at
+	// most one of them is set, 0 does not limit.
+	First, Last int
+}
+
+// Rows is a small table.
+type Rows struct {
+	Columns []string
+	Rows    [][]any // string, int64, float64, bool, time.Time or nil
+}
+
+// Stats describes a store.
+type Stats struct {
+	Kind   string // "duckdb"
+	Flows  uint64
+	Bytes  uint64    // on disk
+	Oldest time.Time // of the flows kept; zero if there are none
+	Slices int
+}

@@ -1,0 +1,2 @@
+// Package flow holds the words of flowaudit: observations, flows, endpoints, verdicts and coverage.
+package flow

@@ -1,0 +1,82 @@
+package flow
+
+import "net/netip"
+
+// Event says what an Observation reports.
+type Event uint8
+
+// The events.
+const (
+	EventUnknown   Event = iota
+	EventPacket          // one logged packet
+	EventNew             // conntrack confirmed a connection
+	EventUpdate          // a tracked connection changed
+	EventDestroy         // a tracked connection ended
+	EventDump            // a tracked connection as found by a dump
+	EventDumpBegin       // a dump starts; only Time and Zone are set
+	EventDumpEnd         // a dump is complete: what it did not name is gone
+)
+
+// Bits of a conntrack entry's status (enum ip_conntrack_status,
+// linux/netfilter/nf_conntrack_common.h).
+const (
+	StatusSeenReply = 1 << 1 // IPS_SEEN_REPLY
+	StatusAssured   = 1 << 2 // IPS_ASSURED
+	StatusConfirmed = 1 << 3 // IPS_CONFIRMED
+	StatusSrcNAT    = 1 << 4 // IPS_SRC_NAT
+	StatusDstNAT    = 1 << 5 // IPS_DST_NAT
+)
+
+// Conntrack's TCP states (enum tcp_conntrack, linux/netfilter/nf_conntrack_tcp.h)
+// that say something about a verdict.
+const (
+	TCPStateSynSent     = 1
+	TCPStateSynRecv     = 2
+	TCPStateEstablished = 3
+	TCPStateClose       = 8
+)
+
+// Tuple is one direction of a connection. Ports are in host order and 0 where
+// the protocol has none; IPv4-mapped addresses are unmapped.
+type Tuple struct {
+	Src, Dst         netip.Addr
+	SrcPort, DstPort uint16
+}
+
+// Counters counts one direction.
+type Counters struct {
+	Packets, Bytes uint64
+}
+
+// Observation is what one source saw of one packet or of one connection. It
+// owns no memory but the interned Prefix, so that slices of them are reused.
+type Observation struct {
+	Time     int64 // Unix nanoseconds
+	Source   Source
+	Event    Event
+	Verdict  Verdict // a packet's verdict as its group or prefix tells it; unknown from conntrack
+	Protocol Protocol
+	TCPFlags uint8 // of a packet
+	TCPState uint8 // of a connection; enum tcp_conntrack, 0 if not told
+	ICMPType uint8
+	ICMPCode uint8
+	Hook     uint8  // NF_INET_* of a packet
+	Counted  bool   // Sent and Received are told (nf_conntrack_acct was on)
+	Fragment bool   // a later fragment: addresses and protocol only
+	Zone     uint16 // conntrack zone
+	Group    uint16 // NFLOG group of a packet
+	Mark     uint32
+	ID       uint32 // CTA_ID, host order of the raw value
+	Status   uint32 // IPS_* bits of a connection
+	InDev    uint32 // interface index, 0 if none
+	OutDev   uint32
+	Size     uint32 // length of a packet by its IP header
+
+	Original Tuple // the packet's own, or CTA_TUPLE_ORIG
+	Reply    Tuple // CTA_TUPLE_REPLY; zero for a packet
+
+	Sent     Counters // CTA_COUNTERS_ORIG
+	Received Counters // CTA_COUNTERS_REPLY
+
+	Prefix string // NFULA_PREFIX
+}

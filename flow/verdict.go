@@ -1,0 +1,134 @@
+package flow
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Verdict says what happened to the traffic of a flow. The zero value is
+// unknown: nothing is ever taken for allowed without evidence.
+type Verdict uint8
+
+// The verdicts.
+const (
+	VerdictUnknown    Verdict = iota
+	VerdictAllowed            // a reply was seen, or the destination's node confirmed the connection
+	VerdictDenied             // refused by a rule
+	VerdictUnanswered         // sent, no reply, no refusal seen
+)
+
+var verdictNames = [...]string{"unknown", "allowed", "denied", "unanswered"}
+
+// String returns the verdict in lower case, as it appears in JSON.
+func (v Verdict) String() string { return name(verdictNames[:], uint8(v)) }
+
+// ParseVerdict reads a verdict in any case. It also takes the words that users
+// of Hubble and of firewalls know: forwarded and allow, dropped, deny and drop.
+func ParseVerdict(s string) (Verdict, error) {
+	switch strings.ToLower(s) {
+	case "allowed", "allow", "forwarded", "accepted":
+		return VerdictAllowed, nil
+	case "denied", "deny", "dropped", "drop", "rejected":
+		return VerdictDenied, nil
+	case "unanswered":
+		return VerdictUnanswered, nil
+	case "unknown":
+		return VerdictUnknown, nil
+	}
+	return VerdictUnknown, fmt.Errorf("parse verdict %q: want denied (dropped), allowed (forwarded), unanswered or unknown", s)
+}
+
+// Assessment compares a verdict with what the policies say.
+type Assessment uint8
+
+// The assessments.
+const (
+	AssessmentUnknown     Assessment = iota
+	AssessmentAllowed                // allowed, as policy says
+	AssessmentEnforced               // denied as policy says, or unanswered where policy denies
+	AssessmentUnenforced             // policy denies, yet replies pass
+	AssessmentUnexplained            // denied, though policy allows
+	AssessmentUnanswered             // unanswered, though policy allows
+)
+
+var assessmentNames = [...]string{"unknown", "allowed", "enforced", "unenforced", "unexplained", "unanswered"}
+
+// String returns the assessment in lower case, as it appears in JSON.
+func (a Assessment) String() string { return name(assessmentNames[:], uint8(a)) }
+
+// Direction says from which side of the flow's pod the traffic ran.
+type Direction uint8
+
+// The directions.
+const (
+	DirectionUnknown Direction = iota
+	DirectionEgress            // the local pod began it
+	DirectionIngress           // the local pod was the destination
+)
+
+var directionNames = [...]string{"unknown", "egress", "ingress"}
+
+// String returns the direction in lower case, as it appears in JSON.
+func (d Direction) String() string { return name(directionNames[:], uint8(d)) }
+
+// ParseDirection reads egress or ingress in any case.
+func ParseDirection(s string) (Direction, error) {
+	switch strings.ToLower(s) {
+	case "egress":
+		return DirectionEgress, nil
+	case "ingress":
+		return DirectionIngress, nil
+	}
+	return DirectionUnknown, fmt.Errorf("parse direction %q: want ingress or egress", s)
+}
+
+// Reason says why a flow has its verdict.
+type Reason uint8
+
+// The reasons.
+const (
+	ReasonNone    Reason = iota
+	ReasonLogged         // a rule's own log record said so
+	ReasonReply          // a reply was seen
+	ReasonNoReply        // nothing came back within the grace time
+	ReasonReset          // the only reply was a RST
+	ReasonRefused        // an ICMP error said prohibited or unreachable
+	ReasonPending        // still waiting when the agent had to stop
+)
+
+var reasonNames = [...]string{"", "logged", "reply", "no-reply", "reset", "refused", "pending"}
+
+// String returns the reason as it appears in JSON; ReasonNone is empty.
+func (r Reason) String() string { return name(reasonNames[:], uint8(r)) }
+
+// Source names a kind of event source. It is one bit, so that a flow can say
+// which sources it was seen by.
+type Source uint8
+
+// The sources.
+const (
+	SourceNFLOG     Source = 1 << iota // NFLOG records of the enforcing rules
+	SourceConntrack                    // conntrack events and dumps
+)
+
+// String lists the set's sources, joined by commas.
+func (s Source) String() string { return strings.Join(s.Names(), ",") }
+
+// Names lists the sources of a set.
+func (s Source) Names() []string {
+	var names []string
+	if s&SourceNFLOG != 0 {
+		names = append(names, "nflog")
+	}
+	if s&SourceConntrack != 0 {
+		names = append(names, "conntrack")
+	}
+	return names
+}
+
+func name(names []string, i uint8) string {
+	if int(i) < len(names) {
+		return names[i]
+	}
+	return fmt.Sprintf("%d", i)
+}
