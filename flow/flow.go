@@ -100,8 +100,9 @@ type Flow struct {
 	Connections uint64
 	Sent        Counters
 	Received    Counters
-	// Counted says that Sent and Received are complete. They are absent, not
-	// zero, where nf_conntrack_acct was off.
+	// Counted says that Sent and Received were counted. They are absent, not
+	// zero, where nf_conntrack_acct was off. Of a denied flow, Sent counts the
+	// logged packets.
 	Counted  bool
 	TCPFlags uint8 // of all logged packets
 }

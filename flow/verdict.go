@@ -94,9 +94,10 @@ const (
 	ReasonReset          // the only reply was a RST
 	ReasonRefused        // an ICMP error said prohibited or unreachable
 	ReasonPending        // still waiting when the agent had to stop
+	ReasonConfirmed      // passed the destination node's netfilter rules
 )
 
-var reasonNames = [...]string{"", "logged", "reply", "no-reply", "reset", "refused", "pending"}
+var reasonNames = [...]string{"", "logged", "reply", "no-reply", "reset", "refused", "pending", "confirmed"}
 
 // String returns the reason as it appears in JSON; ReasonNone is empty.
 func (r Reason) String() string { return name(reasonNames[:], uint8(r)) }

@@ -192,6 +192,7 @@ const (
 	Reason_REASON_RESET       Reason = 4
 	Reason_REASON_REFUSED     Reason = 5
 	Reason_REASON_PENDING     Reason = 6
+	Reason_REASON_CONFIRMED   Reason = 7
 )
 
 // Enum value maps for Reason.
@@ -204,6 +205,7 @@ var (
 		4: "REASON_RESET",
 		5: "REASON_REFUSED",
 		6: "REASON_PENDING",
+		7: "REASON_CONFIRMED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED": 0,
@@ -213,6 +215,7 @@ var (
 		"REASON_RESET":       4,
 		"REASON_REFUSED":     5,
 		"REASON_PENDING":     6,
+		"REASON_CONFIRMED":   7,
 	}
 )
 
@@ -1340,7 +1343,7 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x13ASSESSMENT_ENFORCED\x10\x02\x12\x19\n" +
 	"\x15ASSESSMENT_UNENFORCED\x10\x03\x12\x1a\n" +
 	"\x16ASSESSMENT_UNEXPLAINED\x10\x04\x12\x19\n" +
-	"\x15ASSESSMENT_UNANSWERED\x10\x05*\x94\x01\n" +
+	"\x15ASSESSMENT_UNANSWERED\x10\x05*\xaa\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOGGED\x10\x01\x12\x10\n" +
@@ -1348,7 +1351,8 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x0fREASON_NO_REPLY\x10\x03\x12\x10\n" +
 	"\fREASON_RESET\x10\x04\x12\x12\n" +
 	"\x0eREASON_REFUSED\x10\x05\x12\x12\n" +
-	"\x0eREASON_PENDING\x10\x06*\xaf\x01\n" +
+	"\x0eREASON_PENDING\x10\x06\x12\x14\n" +
+	"\x10REASON_CONFIRMED\x10\a*\xaf\x01\n" +
 	"\fEndpointKind\x12\x1d\n" +
 	"\x19ENDPOINT_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ENDPOINT_KIND_POD\x10\x01\x12\x16\n" +
