@@ -45,16 +45,16 @@ type merged struct {
 
 func joinable(candidates []*merged, f *Flow) *merged {
 	for _, m := range candidates {
-		if m.flow.Cluster == f.Cluster && !slices.Contains(m.nodes, f.Node) && sameConnections(m.flow.Verdict, f.Verdict) {
+		if m.flow.Cluster == f.Cluster && !slices.Contains(m.nodes, f.Node) && SameConnections(m.flow.Verdict, f.Verdict) {
 			return m
 		}
 	}
 	return nil
 }
 
-// sameConnections reports whether two nodes may have given these two verdicts
+// SameConnections reports whether two nodes may have given these two verdicts
 // to the same connections.
-func sameConnections(a, b Verdict) bool {
+func SameConnections(a, b Verdict) bool {
 	if a == b {
 		return true
 	}

@@ -87,14 +87,14 @@ type Reason uint8
 
 // The reasons.
 const (
-	ReasonNone    Reason = iota
-	ReasonLogged         // a rule's own log record said so
-	ReasonReply          // a reply was seen
-	ReasonNoReply        // nothing came back within the grace time
-	ReasonReset          // the only reply was a RST
-	ReasonRefused        // an ICMP error said prohibited or unreachable
-	ReasonPending        // still waiting when the agent had to stop
-	ReasonConfirmed      // passed the destination node's netfilter rules
+	ReasonNone      Reason = iota
+	ReasonLogged           // a rule's own log record said so
+	ReasonReply            // a reply was seen
+	ReasonNoReply          // nothing came back within the grace time
+	ReasonReset            // the only reply was a RST
+	ReasonRefused          // an ICMP error said prohibited or unreachable
+	ReasonPending          // still waiting when the agent had to stop
+	ReasonConfirmed        // passed the destination node's netfilter rules
 )
 
 var reasonNames = [...]string{"", "logged", "reply", "no-reply", "reset", "refused", "pending", "confirmed"}

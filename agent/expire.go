@@ -1,0 +1,164 @@
+package agent
+
+import (
+	"time"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// dumped takes in a connection as a dump found it.
+func (t *table) dumped(o *flow.Observation) {
+	k := keyOf(o)
+	if id, ok := t.ended[k]; ok && id == o.ID {
+		return // it ended while the dump ran, and was taken in already
+	}
+	if t.conns.get(&k) == nil && t.dump == 1 {
+		t.foundAtStart(&k, o)
+	}
+	t.connection(o)
+}
+
+// foundAtStart begins a connection that is older than this agent. What it
+// moved before is not of this window, and it keeps what an earlier run of the
+// agent saved of it.
+func (t *table) foundAtStart(k *connKey, o *flow.Observation) {
+	c := t.begin(k, o)
+	if c == nil {
+		return
+	}
+	if _, ok := t.known[*k]; !ok && o.Counted {
+		c.sent, c.received, c.found = o.Sent, o.Received, true
+	}
+}
+
+// dumpEnd removes the connections that two complete dumps did not name: their
+// end was lost. One dump is not enough: the event of the end may still be on
+// its way, and would then be taken for a connection of its own.
+func (t *table) dumpEnd(at int64) {
+	t.dumping = false
+	clear(t.ended)
+	for k, i := range t.conns.index {
+		c := t.conns.at(i)
+		if t.dump-c.dump < 2 || c.state == connEnded {
+			continue
+		}
+		t.finish(&k, c, at)
+		t.conns.remove(&k)
+	}
+	if t.dump == 1 {
+		t.finishKnown(at)
+	}
+}
+
+// finishKnown closes the books on connections that an earlier run saved, that
+// were still waiting for a reply, and that are gone.
+func (t *table) finishKnown(at int64) {
+	for k, s := range t.known {
+		if s.State == connCounted || t.conns.get(&k) != nil {
+			continue
+		}
+		c := conn{start: s.Start, dst: s.Dst, translated: s.Translated, dstPort: s.DstPort}
+		t.count(&k, &c, flow.VerdictUnknown, flow.ReasonPending, at)
+	}
+	t.known = nil
+}
+
+// finish counts a connection that is over and was not counted yet.
+func (t *table) finish(k *connKey, c *conn, at int64) {
+	if c.state == connCounted {
+		return
+	}
+	t.unanswered(k, c, at)
+}
+
+// unanswered counts a connection that had no reply.
+func (t *table) unanswered(k *connKey, c *conn, at int64) {
+	reason := c.reason
+	if reason == flow.ReasonNone {
+		reason = flow.ReasonNoReply
+	}
+	ended := c.state == connEnded
+	t.count(k, c, flow.VerdictUnanswered, reason, at)
+	if ended && c.counted {
+		// Its counters were kept when it ended; they are not in a flow yet.
+		f, _ := t.flowOf(k, c, flow.VerdictUnanswered, at)
+		f.Counted = true
+		f.Sent.Packets += c.sent.Packets
+		f.Sent.Bytes += c.sent.Bytes
+		f.Received.Packets += c.received.Packets
+		f.Received.Bytes += c.received.Bytes
+	}
+}
+
+// expire decides connections whose grace time is over. Looking at all of them
+// once a window costs about a millisecond for a hundred thousand.
+func (t *table) expire(now int64) {
+	deadline := now - int64(t.Unanswered)
+	for k, i := range t.conns.index {
+		c := t.conns.at(i)
+		if c.state == connCounted || c.start > deadline {
+			continue
+		}
+		ended := c.state == connEnded
+		t.unanswered(&k, c, c.start)
+		if ended {
+			t.conns.remove(&k)
+		}
+	}
+}
+
+// earlyFlows gives the first denials since the last call.
+func (t *table) earlyFlows() []flow.Flow {
+	if len(t.early) == 0 {
+		return nil
+	}
+	out := make([]flow.Flow, 0, len(t.early))
+	for _, k := range t.early {
+		if i, ok := t.window.index[k]; ok && !t.window.flows[i].empty() {
+			out = append(out, t.window.flows[i].take())
+		}
+	}
+	t.early = t.early[:0]
+	return out
+}
+
+// closeWindow ends the window at a time and gives its flows.
+func (t *table) closeWindow(now time.Time) []flow.Flow {
+	t.expire(now.UnixNano())
+	t.early = t.early[:0]
+	t.forgetDenials(now.UnixNano())
+	return t.window.close()
+}
+
+func (t *table) forgetDenials(now int64) {
+	for k, last := range t.denied {
+		if now-last > int64(denialMemory) {
+			delete(t.denied, k)
+		}
+	}
+	t.attempts.age(now)
+}
+
+// full reports whether the window must close before its time.
+func (t *table) full() bool { return t.window.len() >= t.MaxFlows }
+
+// takeRefused returns how many connections did not fit since the last call.
+func (t *table) takeRefused() uint64 {
+	n := t.refused
+	t.refused = 0
+	return n
+}
+
+// pendingFlows counts what still waits as unknown, for an agent that stops and
+// cannot keep its state.
+func (t *table) pendingFlows(now time.Time) {
+	for k, i := range t.conns.index {
+		c := t.conns.at(i)
+		switch c.state {
+		case connPending:
+			t.count(&k, c, flow.VerdictUnknown, flow.ReasonPending, now.UnixNano())
+		case connEnded:
+			t.unanswered(&k, c, c.start)
+		}
+	}
+}

@@ -1,0 +1,88 @@
+package agent
+
+import (
+	"sync"
+	"time"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// inbox carries slices of observations from the sources to the table, and
+// empty ones back, so that none is allocated while it runs.
+type inbox struct {
+	full  chan []flow.Observation
+	empty chan []flow.Observation
+
+	mu   sync.Mutex
+	gaps []flow.Gap
+}
+
+const (
+	inboxSlices = 16
+	sliceLength = 256
+)
+
+func newInbox() *inbox {
+	return &inbox{
+		full:  make(chan []flow.Observation, inboxSlices),
+		empty: make(chan []flow.Observation, inboxSlices+8),
+	}
+}
+
+// deliver hands a filled slice to the table and takes an empty one. It blocks
+// while the table is busy; the kernel's socket buffer holds what comes then.
+func (b *inbox) deliver(filled []flow.Observation) []flow.Observation {
+	if len(filled) > 0 {
+		b.full <- filled
+		filled = nil
+	}
+	select {
+	case s := <-b.empty:
+		return s
+	default:
+		if filled != nil {
+			return filled
+		}
+		return make([]flow.Observation, 0, sliceLength)
+	}
+}
+
+// release gives a slice back that the table is done with.
+func (b *inbox) release(s []flow.Observation) {
+	select {
+	case b.empty <- s[:0]:
+	default:
+	}
+}
+
+// maxGaps bounds how many gaps a window keeps apart; further ones of the same
+// source and kind are joined.
+const maxGaps = 64
+
+// lost takes a gap in, joined with the last one of its kind where they touch.
+func (b *inbox) lost(g flow.Gap) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := len(b.gaps) - 1; i >= 0; i-- {
+		p := &b.gaps[i]
+		if p.Source != g.Source || p.Kind != g.Kind || p.Detail != g.Detail {
+			continue
+		}
+		if len(b.gaps) < maxGaps && g.Start.Sub(p.End) > time.Second {
+			break
+		}
+		p.End = g.End
+		p.Lost += g.Lost
+		return
+	}
+	b.gaps = append(b.gaps, g)
+}
+
+// takeGaps returns the gaps since the last call.
+func (b *inbox) takeGaps() []flow.Gap {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	g := b.gaps
+	b.gaps = nil
+	return g
+}

@@ -1,0 +1,150 @@
+package agent
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// loop owns the table: it feeds it, closes its windows and hands batches on.
+type loop struct {
+	loopOptions
+	table   *table
+	inbox   *inbox
+	out     func(*flow.Batch)
+	covered time.Time // up to here batches have told what was seen
+	saved   time.Time
+	seen    map[string]uint64 // malformed messages told, by source
+}
+
+type loopOptions struct {
+	Node     string // who reports
+	Scope    flow.Scope
+	Window   time.Duration
+	StateDir string
+	Log      *slog.Logger
+	// Status describes the agent but for what the table counts.
+	Status func() flow.AgentStatus
+	// Malformed counts messages that could not be decoded, by source.
+	Malformed func() map[string]uint64
+}
+
+const (
+	// earlyInterval bounds how long a first denial waits.
+	earlyInterval = 250 * time.Millisecond
+	// saveInterval bounds what a killed agent forgets.
+	saveInterval = time.Minute
+)
+
+func newLoop(o loopOptions, t *table, in *inbox, out func(*flow.Batch)) *loop {
+	return &loop{loopOptions: o, table: t, inbox: in, out: out, seen: make(map[string]uint64)}
+}
+
+// run works until the inbox is closed, and then gives out what is open.
+func (l *loop) run() {
+	l.covered = time.Now()
+	l.saved = l.covered
+	early := time.NewTicker(earlyInterval)
+	defer early.Stop()
+	window := time.NewTimer(l.untilWindowEnd())
+	defer window.Stop()
+	for {
+		select {
+		case observations, ok := <-l.inbox.full:
+			if !ok {
+				l.stop()
+				return
+			}
+			l.take(observations)
+		case <-early.C:
+			if flows := l.table.earlyFlows(); len(flows) > 0 {
+				l.send(flows, l.covered, nil)
+			}
+		case <-window.C:
+			l.closeWindow()
+			window.Reset(l.untilWindowEnd())
+		}
+	}
+}
+
+// untilWindowEnd aligns windows to the clock, so that those of all nodes are
+// the same.
+func (l *loop) untilWindowEnd() time.Duration {
+	now := time.Now()
+	return now.Truncate(l.Window).Add(l.Window).Sub(now)
+}
+
+func (l *loop) take(observations []flow.Observation) {
+	for i := range observations {
+		l.table.observe(&observations[i])
+	}
+	l.inbox.release(observations)
+	if l.table.full() {
+		l.closeWindow()
+	}
+}
+
+func (l *loop) closeWindow() {
+	now := time.Now()
+	flows := l.table.closeWindow(now)
+	l.send(flows, now, l.windowGaps(now))
+	if l.StateDir != "" && now.Sub(l.saved) >= saveInterval {
+		l.save(now)
+	}
+}
+
+// windowGaps collects what was lost since the last window.
+func (l *loop) windowGaps(now time.Time) []flow.Gap {
+	gaps := l.inbox.takeGaps()
+	if n := l.table.takeRefused(); n > 0 {
+		gaps = append(gaps, flow.Gap{
+			Source: "conntrack", Kind: flow.GapTable, Start: l.covered, End: now, Lost: n,
+			Detail: "more connections than the agent's table holds: raise --max-connections",
+		})
+	}
+	for source, n := range l.Malformed() {
+		if d := n - l.seen[source]; d > 0 {
+			gaps = append(gaps, flow.Gap{Source: source, Kind: flow.GapMalformed, Start: l.covered, End: now, Lost: d})
+			l.seen[source] = n
+		}
+	}
+	for i := range gaps {
+		gaps[i].Node = l.Node
+	}
+	return gaps
+}
+
+// send gives out a batch that covers the time up to until.
+func (l *loop) send(flows []flow.Flow, until time.Time, gaps []flow.Gap) {
+	status := l.Status()
+	status.Observations = l.table.stats.observations
+	status.Connections = uint64(l.table.conns.len())
+	for _, b := range split(flow.Batch{
+		Node: l.Node, Scope: l.Scope, Start: l.covered, End: until, Flows: flows, Gaps: gaps, Agent: status,
+	}) {
+		l.out(b)
+	}
+	l.covered = until
+}
+
+// stop gives out what is open. What still waits for a verdict is kept for the
+// next run where there is a place, else it is told as it stands.
+func (l *loop) stop() {
+	now := time.Now()
+	flows := l.table.closeWindow(now)
+	if l.StateDir == "" || !l.save(now) {
+		l.table.pendingFlows(now)
+		flows = append(flows, l.table.window.close()...)
+	}
+	l.send(flows, now, l.windowGaps(now))
+}
+
+func (l *loop) save(now time.Time) bool {
+	l.saved = now
+	if err := l.table.saveState(l.StateDir, now); err != nil {
+		l.Log.Error("state is not kept, a restart may count live connections again", "error", err)
+		return false
+	}
+	return true
+}

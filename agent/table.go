@@ -1,0 +1,291 @@
+package agent
+
+import (
+	"time"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// table merges observations into flows. One goroutine owns it.
+type table struct {
+	tableOptions
+	conns    *connTable
+	window   *window
+	attempts attempts
+	early    []windowKey         // first denials that wait for the next early batch
+	denied   map[windowKey]int64 // denied keys and when they were last seen (Unix nanoseconds)
+	dumping  bool
+	dump     uint32                // number of the running or last dump
+	ended    map[connKey]uint32    // connections that ended while a dump runs, by CTA_ID
+	known    map[connKey]savedConn // counted by an earlier run of the agent; until the first dump ends
+	refused  uint64                // connections that did not fit since the last window
+	stats    tableStats
+}
+
+type tableOptions struct {
+	Names      namer
+	LocalNode  string        // the node whose pods are local
+	Unanswered time.Duration // how long a connection may wait for a reply
+	MaxConns   int
+	MaxFlows   int  // open flows; beyond it the window closes early
+	PerConn    bool // one flow a connection
+	Confirmed  bool // a confirmed connection to a local pod has passed its policy
+	Conntrack  bool // conntrack is read, so logged allowances are not counted again
+}
+
+type tableStats struct {
+	observations uint64
+	fragments    uint64
+}
+
+// denialMemory is how long a denied key is remembered: its first denial is
+// reported at once, repeats within this time wait for the window.
+const denialMemory = 5 * time.Minute
+
+// maxDenied bounds how many denied keys are remembered. During a wider scan
+// the rest waits for the window, as repeats do.
+const maxDenied = 1 << 16
+
+func newTable(o tableOptions) *table {
+	return &table{
+		tableOptions: o,
+		conns:        newConnTable(o.MaxConns),
+		window:       newWindow(o.LocalNode, o.Names),
+		attempts:     newAttempts(),
+		denied:       make(map[windowKey]int64),
+		ended:        make(map[connKey]uint32),
+	}
+}
+
+// observe takes one observation in. It allocates only when something is seen
+// for the first time.
+func (t *table) observe(o *flow.Observation) {
+	t.stats.observations++
+	switch o.Event {
+	case flow.EventPacket:
+		t.packet(o)
+	case flow.EventNew, flow.EventUpdate:
+		t.connection(o)
+	case flow.EventDump:
+		t.dumped(o)
+	case flow.EventDestroy:
+		t.destroyed(o)
+	case flow.EventDumpBegin:
+		t.dumping = true
+		t.dump++
+	case flow.EventDumpEnd:
+		t.dumpEnd(o.Time)
+	}
+}
+
+// packet takes a logged packet in.
+func (t *table) packet(o *flow.Observation) {
+	if o.Fragment {
+		// It names no ports; the first fragment was logged too.
+		t.stats.fragments++
+		return
+	}
+	if o.Verdict == flow.VerdictUnknown {
+		return // a hint only: the record that decides comes by itself
+	}
+	k := windowKey{
+		src: o.Original.Src, dst: o.Original.Dst, port: flowPort(o, o.Original.DstPort),
+		protocol: o.Protocol, verdict: o.Verdict,
+	}
+	if t.PerConn {
+		k.srcPort = o.Original.SrcPort
+	}
+	f, fresh := t.window.flow(&k, o.Time)
+	if fresh {
+		f.Reason = flow.ReasonLogged
+		if o.Verdict == flow.VerdictDenied {
+			t.firstDenial(&k, o.Time)
+		}
+	}
+	f.Sources |= o.Source
+	f.TCPFlags |= o.TCPFlags
+	if o.Verdict == flow.VerdictAllowed && t.Conntrack {
+		return // conntrack counts it
+	}
+	f.Sent.Packets++
+	f.Sent.Bytes += uint64(o.Size)
+	f.Counted = true
+	if t.attempts.first(&k, o.Original.SrcPort, o.Time) {
+		f.Connections++
+	}
+	if f.SourcePort == 0 {
+		f.SourcePort = o.Original.SrcPort
+	}
+}
+
+func (t *table) firstDenial(k *windowKey, at int64) {
+	_, known := t.denied[*k]
+	if !known {
+		if len(t.denied) >= maxDenied {
+			return
+		}
+		t.early = append(t.early, *k)
+	}
+	t.denied[*k] = at
+}
+
+// connection takes in that a tracked connection is new or has changed.
+func (t *table) connection(o *flow.Observation) {
+	k := keyOf(o)
+	c := t.conns.get(&k)
+	if c != nil && c.id != o.ID {
+		// The tuple is used again, and the end of the last one was not seen or
+		// is still within its grace time.
+		t.finish(&k, c, o.Time)
+		t.conns.remove(&k)
+		c = nil
+	}
+	if c == nil {
+		if c = t.begin(&k, o); c == nil {
+			return
+		}
+	}
+	if c.state == connEnded {
+		return // an older event of a connection that is over
+	}
+	if o.Event == flow.EventNew && c.found {
+		// It began after this agent did, and the dump was only faster.
+		c.sent, c.received, c.found = flow.Counters{}, flow.Counters{}, false
+	}
+	c.dump = t.dump
+	t.learn(&k, c, o)
+}
+
+// begin adds a connection to the table.
+func (t *table) begin(k *connKey, o *flow.Observation) *conn {
+	c := t.conns.add(k)
+	if c == nil {
+		t.refused++
+		return nil
+	}
+	c.id, c.start = o.ID, o.Time
+	c.dst, c.dstPort = o.Reply.Src.As16(), flowPort(o, o.Reply.SrcPort)
+	c.translated = k.src
+	if o.Reply.Dst != o.Original.Src {
+		c.translated = o.Reply.Dst.As16()
+	}
+	if s, ok := t.known[*k]; ok && s.ID == o.ID {
+		c.start, c.state, c.verdict, c.reason = s.Start, s.State, s.Verdict, s.Reason
+		c.sent, c.received = s.Sent, s.Received
+	}
+	return c
+}
+
+// learn looks for a verdict in what an event says, and takes its counters.
+func (t *table) learn(k *connKey, c *conn, o *flow.Observation) {
+	replied := o.Status&flow.StatusSeenReply != 0
+	switch {
+	case replied && (c.state == connPending || c.verdict == flow.VerdictUnanswered):
+		// A reply that comes after the grace time makes the connection an
+		// allowed one after all, and it counts as such.
+		t.count(k, c, flow.VerdictAllowed, flow.ReasonReply, o.Time)
+	case replied && c.reason == flow.ReasonConfirmed:
+		f, _ := t.flowOf(k, c, flow.VerdictAllowed, o.Time)
+		f.Reason, c.reason = flow.ReasonReply, flow.ReasonReply
+	case c.state == connPending && t.Confirmed && t.window.localPod(addr(c.dst), o.Time):
+		t.count(k, c, flow.VerdictAllowed, flow.ReasonConfirmed, o.Time)
+	}
+	t.takeCounters(k, c, o)
+}
+
+// count adds the connection to the flow of its verdict, once.
+func (t *table) count(k *connKey, c *conn, v flow.Verdict, r flow.Reason, at int64) {
+	f, fresh := t.flowOf(k, c, v, at)
+	f.start = min(f.start, c.start)
+	f.Connections++
+	if fresh || f.Reason == flow.ReasonNone || r == flow.ReasonReply {
+		f.Reason = r
+	}
+	if f.SourcePort == 0 && k.protocol.HasPorts() {
+		f.SourcePort = k.srcPort
+	}
+	c.state, c.verdict, c.reason = connCounted, v, r
+}
+
+// flowOf finds the open flow of a connection.
+func (t *table) flowOf(k *connKey, c *conn, v flow.Verdict, at int64) (f *openFlow, fresh bool) {
+	wk := windowKey{src: addr(k.src), dst: addr(c.dst), port: c.dstPort, protocol: k.protocol, verdict: v}
+	if t.PerConn {
+		wk.srcPort = k.srcPort
+	}
+	f, fresh = t.window.flow(&wk, at)
+	if fresh {
+		f.Reason = c.reason
+	}
+	f.Sources |= flow.SourceConntrack
+	if f.Service == nil && (k.dst != c.dst || k.protocol.HasPorts() && k.dstPort != c.dstPort) {
+		f.Service = &flow.Service{Addr: addr(k.dst), Port: k.dstPort}
+	}
+	if c.translated != k.src {
+		f.TranslatedSrc = addr(c.translated)
+	}
+	return f, fresh
+}
+
+// takeCounters adds what a connection has moved since its last report. A
+// pending connection's counters wait for its verdict.
+func (t *table) takeCounters(k *connKey, c *conn, o *flow.Observation) {
+	if !o.Counted {
+		return
+	}
+	c.counted = true
+	if c.state != connCounted {
+		return
+	}
+	sent, received := since(o.Sent, c.sent), since(o.Received, c.received)
+	if sent.Packets == 0 && received.Packets == 0 {
+		return
+	}
+	f, _ := t.flowOf(k, c, c.verdict, o.Time)
+	f.Counted = true
+	f.Sent.Packets += sent.Packets
+	f.Sent.Bytes += sent.Bytes
+	f.Received.Packets += received.Packets
+	f.Received.Bytes += received.Bytes
+	c.sent, c.received = o.Sent, o.Received
+}
+
+// since is what a counter has grown by. A counter that was reset
+// (conntrack -z) starts again from zero.
+func since(now, before flow.Counters) flow.Counters {
+	if now.Packets < before.Packets || now.Bytes < before.Bytes {
+		return now
+	}
+	return flow.Counters{Packets: now.Packets - before.Packets, Bytes: now.Bytes - before.Bytes}
+}
+
+// destroyed takes in that a connection ended.
+func (t *table) destroyed(o *flow.Observation) {
+	k := keyOf(o)
+	if t.dumping {
+		t.ended[k] = o.ID
+	}
+	c := t.conns.get(&k)
+	if c != nil && c.id != o.ID {
+		return // the end of an earlier use of the tuple, told late
+	}
+	if c == nil {
+		// Its beginning was lost; the end says all that a flow needs.
+		if c = t.begin(&k, o); c == nil {
+			return
+		}
+	}
+	t.learn(&k, c, o)
+	if c.state == connCounted {
+		t.conns.remove(&k)
+		return
+	}
+	c.state = connEnded
+	c.reason = flow.ReasonNoReply
+	if o.Protocol == flow.TCP && o.TCPState == flow.TCPStateClose {
+		c.reason = flow.ReasonReset
+	}
+	if o.Counted {
+		c.sent, c.received = o.Sent, o.Received
+	}
+}
