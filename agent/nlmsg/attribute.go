@@ -1,5 +1,5 @@
-// Package nlattr walks netlink messages and attributes in place, without allocation.
-package nlattr
+// Package nlmsg reads netlink messages and their attributes in place, without allocation.
+package nlmsg
 
 import (
 	"encoding/binary"
@@ -9,17 +9,17 @@ import (
 
 // ErrTruncated says that a length leads past the end of the bytes, or is
 // shorter than its own header.
-var ErrTruncated = errors.New("netlink attribute: length does not fit the message")
+var ErrTruncated = errors.New("length does not fit the message")
 
 const (
 	headerLen = 4      // struct nlattr, linux/netlink.h
 	typeMask  = 0x3fff // NLA_TYPE_MASK: without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 )
 
-// Next takes one attribute off b (struct nlattr: u16 length, u16 type, both in
+// Attribute takes one attribute off b (struct nlattr: u16 length, u16 type, both in
 // host order; payload; padding to 4 bytes). It returns the type without its
 // flag bits, the payload, which aliases b, and the rest.
-func Next(b []byte) (typ uint16, payload, rest []byte, err error) {
+func Attribute(b []byte) (typ uint16, payload, rest []byte, err error) {
 	if len(b) < headerLen {
 		return 0, nil, nil, ErrTruncated
 	}

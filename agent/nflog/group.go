@@ -1,0 +1,100 @@
+package nflog
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// Meaning says what a record of a group tells.
+type Meaning uint8
+
+// The meanings.
+const (
+	MeaningDenied  Meaning = iota // every record is a refusal
+	MeaningAllowed                // every record is a permission
+	MeaningPrefix                 // the record's prefix tells
+)
+
+var meaningNames = [...]string{"denied", "allowed", "prefix"}
+
+// Group is an NFLOG group and what its records mean.
+type Group struct {
+	Number  uint16
+	Meaning Meaning
+}
+
+// String gives the form that ParseGroup reads.
+func (g Group) String() string {
+	return fmt.Sprintf("%d=%s", g.Number, meaningNames[g.Meaning])
+}
+
+// ParseGroup reads NUMBER or NUMBER=MEANING, where MEANING is denied (the
+// default), allowed, or prefix.
+func ParseGroup(s string) (Group, error) {
+	number, meaning, given := strings.Cut(s, "=")
+	n, err := strconv.ParseUint(number, 10, 16)
+	if err != nil {
+		return Group{}, fmt.Errorf("parse NFLOG group %q: want a number up to 65535, such as 100 or 100=denied", s)
+	}
+	g := Group{Number: uint16(n)}
+	if !given {
+		return g, nil
+	}
+	for i, name := range meaningNames {
+		if meaning == name {
+			g.Meaning = Meaning(i)
+			return g, nil
+		}
+	}
+	return Group{}, fmt.Errorf("parse NFLOG group %q: meaning %q: want denied, allowed or prefix", s, meaning)
+}
+
+// grammars are compiled once a source: what a prefix says is looked up again
+// only when it is new.
+type grammars struct {
+	calico, deny, allow *regexp.Regexp
+}
+
+func newGrammars() grammars {
+	return grammars{
+		// Allow, Deny or Pass; Policy or pRofile; Ingress or Egress; rule; name.
+		calico: regexp.MustCompile(`^([ADP])[PR][IE]\d*(\||$)`),
+		deny:   regexp.MustCompile(`(?i)(^|[^a-z])(deny|denied|drop|dropped|reject|rejected|refused|block|blocked)([^a-z]|$)`),
+		allow:  regexp.MustCompile(`(?i)(^|[^a-z])(allow|allowed|accept|accepted|pass|passed|permit|permitted)([^a-z]|$)`),
+	}
+}
+
+// k3sHint begins the prefix that k3s' policy controller logs for every policy
+// that did not match, also when a later one allows the packet.
+const k3sHint = "DROP by policy "
+
+// verdict tells what a prefix says. Empty is a denial (kube-router, and k3s'
+// record that decides); unknown is a hint, or says nothing.
+func (g grammars) verdict(prefix string) flow.Verdict {
+	if prefix == "" {
+		return flow.VerdictDenied
+	}
+	if strings.HasPrefix(prefix, k3sHint) {
+		return flow.VerdictUnknown
+	}
+	if m := g.calico.FindStringSubmatch(prefix); m != nil {
+		switch m[1] {
+		case "A":
+			return flow.VerdictAllowed
+		case "D":
+			return flow.VerdictDenied
+		}
+		return flow.VerdictUnknown
+	}
+	switch deny, allow := g.deny.MatchString(prefix), g.allow.MatchString(prefix); {
+	case deny && !allow:
+		return flow.VerdictDenied
+	case allow && !deny:
+		return flow.VerdictAllowed
+	}
+	return flow.VerdictUnknown
+}
