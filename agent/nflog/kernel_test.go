@@ -54,8 +54,8 @@ func read(t *testing.T, node *netlab.Node, o Options) *reading {
 }
 
 func refuse(group int) string {
-	return fmt.Sprintf(`table inet policy {
-	chain forward {
+	return fmt.Sprintf(`table inet cni {
+	chain pods {
 		type filter hook forward priority 0; policy accept;
 		ct state established,related accept
 		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept

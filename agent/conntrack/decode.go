@@ -1,0 +1,263 @@
+package conntrack
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flowaudit/flowaudit/agent/nlmsg"
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// Message types of the conntrack subsystem (enum cntl_msg_types,
+// linux/netfilter/nfnetlink_conntrack.h).
+const (
+	messageNew    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0 // IPCTNL_MSG_CT_NEW: new and update
+	messageDelete = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2 // IPCTNL_MSG_CT_DELETE
+	getMessage    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1 // IPCTNL_MSG_CT_GET
+)
+
+// Attributes (enum ctattr_type and those below it, the same header).
+const (
+	ctaTupleOrig     = 1
+	ctaTupleReply    = 2
+	ctaStatus        = 3
+	ctaProtoinfo     = 4
+	ctaMark          = 8
+	ctaCountersOrig  = 9
+	ctaCountersReply = 10
+	ctaID            = 12
+	ctaZone          = 18
+
+	ctaTupleIP    = 1
+	ctaTupleProto = 2
+	ctaTupleZone  = 3
+
+	ctaIPv4Src = 1
+	ctaIPv4Dst = 2
+	ctaIPv6Src = 3
+	ctaIPv6Dst = 4
+
+	ctaProtoNum        = 1
+	ctaProtoSrcPort    = 2
+	ctaProtoDstPort    = 3
+	ctaProtoICMPType   = 5
+	ctaProtoICMPCode   = 6
+	ctaProtoICMPv6Type = 8
+	ctaProtoICMPv6Code = 9
+
+	ctaCountersPackets = 1
+	ctaCountersBytes   = 2
+
+	ctaProtoinfoTCP      = 1
+	ctaProtoinfoTCPState = 1
+)
+
+// Faults of a message. They are values, so that a flood of bad messages costs
+// no allocation.
+var (
+	errType     = errors.New("message: neither new, update nor delete")
+	errOriginal = errors.New("CTA_TUPLE_ORIG: missing or without addresses")
+	errReply    = errors.New("CTA_TUPLE_REPLY: missing or without addresses")
+	errLength   = errors.New("attribute of another length than its type has")
+)
+
+// Decode reads one ctnetlink message, from its nfgenmsg on, into o, which must
+// be empty but for Time. An error names the attribute at fault.
+func Decode(h nlmsg.Header, message []byte, o *flow.Observation) error {
+	o.Source = flow.SourceConntrack
+	switch {
+	case h.Type == messageDelete:
+		o.Event = flow.EventDestroy
+	case h.Type == messageNew && h.Flags&unix.NLM_F_MULTI != 0:
+		o.Event = flow.EventDump
+	case h.Type == messageNew && h.Flags&unix.NLM_F_CREATE != 0:
+		o.Event = flow.EventNew
+	case h.Type == messageNew:
+		o.Event = flow.EventUpdate
+	default:
+		return errType
+	}
+	_, _, rest, err := nlmsg.Family(message)
+	if err != nil {
+		return fmt.Errorf("nfgenmsg: %w", err)
+	}
+	for len(rest) > 0 {
+		var typ uint16
+		var p []byte
+		if typ, p, rest, err = nlmsg.Attribute(rest); err != nil {
+			return err
+		}
+		if err := decodeAttribute(typ, p, o); err != nil {
+			return err
+		}
+	}
+	switch {
+	case !o.Original.Src.IsValid() || !o.Original.Dst.IsValid():
+		return errOriginal
+	case !o.Reply.Src.IsValid() || !o.Reply.Dst.IsValid():
+		return errReply
+	}
+	return nil
+}
+
+func decodeAttribute(typ uint16, p []byte, o *flow.Observation) error {
+	ok := true
+	switch typ {
+	case ctaTupleOrig:
+		return decodeTuple(p, o, &o.Original, true)
+	case ctaTupleReply:
+		return decodeTuple(p, o, &o.Reply, false)
+	case ctaStatus:
+		o.Status, ok = nlmsg.Uint32(p)
+	case ctaMark:
+		o.Mark, ok = nlmsg.Uint32(p)
+	case ctaID:
+		o.ID, ok = nlmsg.Uint32(p)
+	case ctaZone:
+		o.Zone, ok = nlmsg.Uint16(p)
+	case ctaCountersOrig:
+		return decodeCounters(p, &o.Sent, o)
+	case ctaCountersReply:
+		return decodeCounters(p, &o.Received, o)
+	case ctaProtoinfo:
+		return decodeProtoinfo(p, o)
+	}
+	if !ok {
+		return errLength
+	}
+	return nil
+}
+
+// decodeTuple reads CTA_TUPLE_ORIG or CTA_TUPLE_REPLY. The protocol, and what
+// ICMP has instead of ports, are the original's.
+func decodeTuple(b []byte, o *flow.Observation, t *flow.Tuple, original bool) error {
+	for len(b) > 0 {
+		typ, p, rest, err := nlmsg.Attribute(b)
+		if err != nil {
+			return err
+		}
+		b = rest
+		switch typ {
+		case ctaTupleIP:
+			err = decodeAddresses(p, t)
+		case ctaTupleProto:
+			err = decodeProtocol(p, o, t, original)
+		case ctaTupleZone: // a zone of one direction only
+			var ok bool
+			if o.Zone, ok = nlmsg.Uint16(p); !ok {
+				err = errLength
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func decodeAddresses(b []byte, t *flow.Tuple) error {
+	for len(b) > 0 {
+		typ, p, rest, err := nlmsg.Attribute(b)
+		if err != nil {
+			return err
+		}
+		b = rest
+		ok := true
+		switch typ {
+		case ctaIPv4Src:
+			t.Src, ok = nlmsg.Addr4(p)
+		case ctaIPv4Dst:
+			t.Dst, ok = nlmsg.Addr4(p)
+		case ctaIPv6Src:
+			t.Src, ok = nlmsg.Addr16(p)
+		case ctaIPv6Dst:
+			t.Dst, ok = nlmsg.Addr16(p)
+		}
+		if !ok {
+			return errLength
+		}
+	}
+	return nil
+}
+
+func decodeProtocol(b []byte, o *flow.Observation, t *flow.Tuple, original bool) error {
+	for len(b) > 0 {
+		typ, p, rest, err := nlmsg.Attribute(b)
+		if err != nil {
+			return err
+		}
+		b = rest
+		ok := true
+		switch typ {
+		case ctaProtoSrcPort:
+			t.SrcPort, ok = nlmsg.Uint16(p)
+		case ctaProtoDstPort:
+			t.DstPort, ok = nlmsg.Uint16(p)
+		case ctaProtoNum, ctaProtoICMPType, ctaProtoICMPCode, ctaProtoICMPv6Type, ctaProtoICMPv6Code:
+			if ok = len(p) == 1; ok && original {
+				setProtocol(typ, p[0], o)
+			}
+		}
+		if !ok {
+			return errLength
+		}
+	}
+	return nil
+}
+
+func setProtocol(typ uint16, v uint8, o *flow.Observation) {
+	switch typ {
+	case ctaProtoNum:
+		o.Protocol = flow.Protocol(v)
+	case ctaProtoICMPType, ctaProtoICMPv6Type:
+		o.ICMPType = v
+	case ctaProtoICMPCode, ctaProtoICMPv6Code:
+		o.ICMPCode = v
+	}
+}
+
+// decodeCounters reads CTA_COUNTERS_*. Without nf_conntrack_acct there are none.
+func decodeCounters(b []byte, c *flow.Counters, o *flow.Observation) error {
+	for len(b) > 0 {
+		typ, p, rest, err := nlmsg.Attribute(b)
+		if err != nil {
+			return err
+		}
+		b = rest
+		ok := true
+		switch typ {
+		case ctaCountersPackets:
+			c.Packets, ok = nlmsg.Uint64(p)
+		case ctaCountersBytes:
+			c.Bytes, ok = nlmsg.Uint64(p)
+		}
+		if !ok {
+			return errLength
+		}
+	}
+	o.Counted = true
+	return nil
+}
+
+func decodeProtoinfo(b []byte, o *flow.Observation) error {
+	typ, tcp, _, err := nlmsg.Attribute(b)
+	if err != nil || typ != ctaProtoinfoTCP {
+		return err
+	}
+	for len(tcp) > 0 {
+		typ, p, rest, err := nlmsg.Attribute(tcp)
+		if err != nil {
+			return err
+		}
+		tcp = rest
+		if typ == ctaProtoinfoTCPState {
+			if len(p) != 1 {
+				return errLength
+			}
+			o.TCPState = p[0]
+		}
+	}
+	return nil
+}
