@@ -1,0 +1,137 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/flowaudit/flowaudit/agent/nflog"
+	"github.com/flowaudit/flowaudit/flow"
+	"github.com/flowaudit/flowaudit/proto/dial"
+)
+
+// Options configure an agent.
+type Options struct {
+	Node      string // name of this node, as in the cluster
+	Cluster   string // name or UID of the cluster
+	Instance  string // of this agent; Node if empty
+	Scope     flow.Scope
+	Pod       Pod // of this agent, with ScopePod
+	Collector dial.Options
+	Version   string
+
+	NFLOG        []nflog.Group
+	Conntrack    bool
+	DumpInterval time.Duration // 0 takes the source's default
+
+	Window           time.Duration
+	UnansweredAfter  time.Duration
+	PerConnection    bool // one flow a connection
+	MaxConnections   int  // live connections that are kept apart
+	MaxFlows         int  // open flows of a window
+	MaxQueue         int  // flows that wait for the collector
+	ConfirmedAllowed Confirmed
+
+	Manifests string // directory of cluster objects; empty for none
+	StateDir  string // where live connections outlast a restart; empty for nowhere
+	Log       *slog.Logger
+}
+
+// Confirmed says whether a connection to a local pod that conntrack has
+// confirmed has passed its policy. It has where netfilter enforces: what a rule
+// refuses is never confirmed. Where tc or eBPF enforce it says nothing.
+type Confirmed string
+
+// The ways to decide.
+const (
+	ConfirmedAuto  Confirmed = "auto" // yes with an NFLOG source, whose rules are netfilter's
+	ConfirmedTrust Confirmed = "yes"
+	ConfirmedDoubt Confirmed = "no"
+)
+
+// DefaultOptions are what the flags begin with.
+func DefaultOptions() Options {
+	return Options{
+		Cluster:          "default",
+		Conntrack:        true,
+		Window:           10 * time.Second,
+		UnansweredAfter:  10 * time.Second,
+		MaxConnections:   1 << 20,
+		MaxFlows:         1 << 17,
+		MaxQueue:         1 << 19,
+		ConfirmedAllowed: ConfirmedAuto,
+	}
+}
+
+// Validate names everything that cannot work.
+func (o *Options) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if o.Node == "" && o.Scope == flow.ScopeNode {
+		bad("--node-name is empty: give the node's name as in the cluster, in a pod by NODE_NAME from spec.nodeName")
+	}
+	if o.Scope == flow.ScopePod && (o.Pod.Name == "" || o.Pod.Namespace == "") {
+		bad("--scope=pod needs the pod's own name and namespace: set POD_NAME and POD_NAMESPACE by the downward API")
+	}
+	if len(o.NFLOG) == 0 && !o.Conntrack {
+		bad("nothing to read: give --nflog-group, or leave --conntrack on")
+	}
+	if o.Collector.Address == "" {
+		bad("--collector is empty: give host:port or unix:PATH")
+	}
+	if o.Window < time.Second || o.Window > time.Hour {
+		bad("--window %s: want 1s to 1h", o.Window)
+	}
+	if o.UnansweredAfter < time.Second {
+		bad("--unanswered-after %s: want at least 1s", o.UnansweredAfter)
+	}
+	for name, n := range map[string]int{"--max-connections": o.MaxConnections, "--max-flows": o.MaxFlows, "--max-queue": o.MaxQueue} {
+		if n < 1000 {
+			bad("%s %d: want at least 1000", name, n)
+		}
+	}
+	switch o.ConfirmedAllowed {
+	case ConfirmedAuto, ConfirmedTrust, ConfirmedDoubt:
+	default:
+		bad("--trust-confirmed %q: want auto, yes or no", o.ConfirmedAllowed)
+	}
+	seen := make(map[uint16]bool)
+	for _, g := range o.NFLOG {
+		if seen[g.Number] {
+			bad("--nflog-group %d is given twice", g.Number)
+		}
+		seen[g.Number] = true
+	}
+	return errors.Join(errs...)
+}
+
+// confirmed decides whether confirmed connections to local pods are allowed ones.
+func (o *Options) confirmed() bool {
+	switch o.ConfirmedAllowed {
+	case ConfirmedTrust:
+		return true
+	case ConfirmedDoubt:
+		return false
+	}
+	// What reaches a pod's own namespace has passed whatever enforces.
+	return o.Scope == flow.ScopePod || len(o.NFLOG) > 0
+}
+
+// reporter names who reports: pods of one node must not be taken for one.
+func (o *Options) reporter() string {
+	if o.Scope == flow.ScopePod {
+		return o.Pod.Namespace + "/" + o.Pod.Name
+	}
+	return o.Node
+}
+
+func (o *Options) instance() string {
+	switch {
+	case o.Instance != "":
+		return o.Instance
+	case o.Scope == flow.ScopePod && o.Pod.UID != "":
+		return o.Pod.UID
+	}
+	return o.reporter()
+}

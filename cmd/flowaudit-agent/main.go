@@ -1,0 +1,149 @@
+// Command flowaudit-agent reports the flows of one node, or of one pod, to a collector.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+
+	"github.com/flowaudit/flowaudit/agent"
+	"github.com/flowaudit/flowaudit/agent/nflog"
+	"github.com/flowaudit/flowaudit/flow"
+	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
+	"github.com/flowaudit/flowaudit/proto/zstd"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+// collectPercent keeps the heap close to what is live: the hot path allocates
+// nothing, so collecting often costs little.
+const collectPercent = 30
+
+func main() { os.Exit(run(os.Args[1:], os.Getenv, os.Stdout, os.Stderr)) }
+
+func run(args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+	if getenv("GOGC") == "" {
+		debug.SetGCPercent(collectPercent)
+	}
+	o, show, err := parse(args, getenv, stdout)
+	switch {
+	case errors.Is(err, pflag.ErrHelp):
+		return 0
+	case err != nil:
+		fmt.Fprintf(stderr, "flowaudit-agent: %v\nSee flowaudit-agent --help.\n", err)
+		return 2
+	case show:
+		fmt.Fprintln(stdout, "flowaudit-agent", version)
+		return 0
+	}
+	o.Log = slog.New(slog.NewTextHandler(stderr, nil))
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends at once
+	zstd.Register()
+	if err := agent.Run(ctx, o); err != nil {
+		fmt.Fprintf(stderr, "flowaudit-agent: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+const usage = `Reports who talked to whom, and who was refused, to a flowaudit-collector.
+
+Usage:
+  flowaudit-agent [flags]
+
+Examples:
+  # a node whose network policies log refusals to NFLOG group 100 (kube-router, k3s)
+  flowaudit-agent --collector collector:4245 --node-name "$(hostname)" --nflog-group 100
+
+  # inside a pod, its identity from the downward API
+  flowaudit-agent --collector collector:4245 --scope pod
+
+Flags:
+`
+
+// parse reads flags; the environment gives what a pod's specification can.
+func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent.Options, show bool, err error) {
+	o = agent.DefaultOptions()
+	o.Version = version
+	o.Node = getenv("NODE_NAME")
+	o.Collector.Address = flowauditv1.DefaultAddress
+	fs := pflag.NewFlagSet("flowaudit-agent", pflag.ContinueOnError)
+	fs.SortFlags = false
+	fs.Usage = func() { fmt.Fprint(stdout, usage, fs.FlagUsages()) }
+	var groups []string
+	var scope, podLabels, granularity, confirmed string
+	fs.StringVar(&o.Collector.Address, "collector", o.Collector.Address, "`address` of the collector, host:port or unix:PATH")
+	fs.StringVar(&o.Node, "node-name", o.Node, "`name` of this node as in the cluster (default: $NODE_NAME)")
+	fs.StringVar(&o.Cluster, "cluster", o.Cluster, "`name` or UID of the cluster")
+	fs.StringVar(&scope, "scope", "node", "what to look at: node, or pod for the agent's own pod, whose identity is then read from POD_NAME, POD_NAMESPACE, POD_UID, POD_IPS and NODE_NAME")
+	fs.StringVar(&podLabels, "pod-labels", "", "`file` with the pod's labels, of a downward API volume (with --scope pod)")
+	fs.StringArrayVar(&groups, "nflog-group", nil, "NFLOG `group` to read and what its records mean: NUMBER=denied, allowed, or prefix where the log prefix tells; may be repeated")
+	fs.BoolVar(&o.Conntrack, "conntrack", o.Conntrack, "read connection tracking")
+	fs.StringVar(&confirmed, "trust-confirmed", string(o.ConfirmedAllowed), "take a tracked connection to a local pod for an allowed one, also without a reply: yes where netfilter enforces, no elsewhere; auto says yes with --nflog-group")
+	fs.DurationVar(&o.Window, "window", o.Window, "how long repeats are merged into one flow")
+	fs.DurationVar(&o.UnansweredAfter, "unanswered-after", o.UnansweredAfter, "how long a connection may wait for its first reply")
+	fs.StringVar(&granularity, "granularity", "pair", "one flow a window for each pair of addresses and port, or connection for each connection")
+	fs.DurationVar(&o.DumpInterval, "dump-interval", 0, "how often the table of connections is read for the counters of long ones (default 10s)")
+	fs.StringVar(&o.Manifests, "manifests", "", "`directory` of cluster objects as YAML, which name pods and Services")
+	fs.StringVar(&o.StateDir, "state-dir", "", "`directory` where live connections outlast a restart, so that they are not counted twice")
+	fs.IntVar(&o.MaxConnections, "max-connections", o.MaxConnections, "live connections that are kept apart")
+	fs.IntVar(&o.MaxFlows, "max-flows", o.MaxFlows, "flows of a window; beyond it the window closes early")
+	fs.IntVar(&o.MaxQueue, "max-queue", o.MaxQueue, "flows that wait while the collector is away; beyond it the oldest allowed ones are dropped and counted")
+	o.Collector.Flags(fs)
+	fs.BoolVar(&show, "version", false, "print the version")
+	if err := fs.Parse(args); err != nil {
+		return o, false, err
+	}
+	if fs.NArg() > 0 {
+		return o, false, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	if show {
+		return o, true, nil
+	}
+	if o.Scope, err = parseScope(scope); err != nil {
+		return o, false, err
+	}
+	switch strings.ToLower(granularity) {
+	case "pair":
+	case "connection":
+		o.PerConnection = true
+	default:
+		return o, false, fmt.Errorf("--granularity %q: want pair or connection", granularity)
+	}
+	o.ConfirmedAllowed = agent.Confirmed(confirmed)
+	for _, g := range groups {
+		group, err := nflog.ParseGroup(g)
+		if err != nil {
+			return o, false, fmt.Errorf("--nflog-group: %w", err)
+		}
+		o.NFLOG = append(o.NFLOG, group)
+	}
+	if o.Scope == flow.ScopePod {
+		if o.Pod, err = agent.PodFromEnvironment(getenv, podLabels); err != nil {
+			return o, false, err
+		}
+	}
+	return o, false, o.Validate()
+}
+
+func parseScope(s string) (flow.Scope, error) {
+	switch s {
+	case "node":
+		return flow.ScopeNode, nil
+	case "pod":
+		return flow.ScopePod, nil
+	}
+	return 0, fmt.Errorf("--scope %q: want node or pod", s)
+}
