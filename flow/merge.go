@@ -14,38 +14,82 @@ import (
 // The result is ordered by Start; slack is the window that the nodes report by.
 func Merge(reports []Flow, slack time.Duration) []Flow {
 	slices.SortStableFunc(reports, func(a, b Flow) int { return a.Start.Compare(b.Start) })
-	// open holds, for each pair, the merged flows that a later report may still join.
-	open := make(map[Pair][]*merged)
-	var order []*merged
-	for i := range reports {
-		f := &reports[i]
-		candidates := slices.DeleteFunc(open[f.Pair()], func(m *merged) bool {
-			return f.Start.Sub(m.flow.End) > slack
-		})
-		if m := joinable(candidates, f); m != nil {
-			m.add(f)
-		} else {
-			m = &merged{flow: *f, nodes: []string{f.Node}}
-			candidates = append(candidates, m)
-			order = append(order, m)
-		}
-		open[f.Pair()] = candidates
+	out := make([]Flow, 0, len(reports))
+	m := NewMerger(slack, func(f Flow) bool { out = append(out, f); return true })
+	for _, f := range reports {
+		m.Add(f)
 	}
-	out := make([]Flow, len(order))
-	for i, m := range order {
-		out[i] = m.flow
-	}
+	m.Close()
 	return out
+}
+
+// Merger is Merge for more reports than fit in memory. They come ordered by
+// Start, and so do the flows that it gives.
+type Merger struct {
+	slack time.Duration
+	yield func(Flow) bool
+	queue []*merged          // not given yet, by Start
+	open  map[Pair][]*merged // those of them that a report may still join
+	done  bool
+}
+
+// NewMerger gives flows to yield, until that returns false.
+func NewMerger(slack time.Duration, yield func(Flow) bool) *Merger {
+	return &Merger{slack: slack, yield: yield, open: make(map[Pair][]*merged)}
+}
+
+// Add takes a report in. It returns false when no more are wanted.
+func (m *Merger) Add(f Flow) bool {
+	m.give(f.Start)
+	if m.done {
+		return false
+	}
+	pair := f.Pair()
+	if j := joinable(m.open[pair], &f, m.slack); j != nil {
+		j.add(&f)
+		return true
+	}
+	n := &merged{flow: f, pair: pair, start: f.Start, nodes: []string{f.Node}}
+	m.queue = append(m.queue, n)
+	m.open[pair] = append(m.open[pair], n)
+	return true
+}
+
+// Close gives what is left.
+func (m *Merger) Close() {
+	for _, n := range m.queue {
+		if m.done {
+			return
+		}
+		m.done = !m.yield(n.flow)
+	}
+	m.queue = nil
+}
+
+// give hands out what no report from now on can join.
+func (m *Merger) give(now time.Time) {
+	for len(m.queue) > 0 && !m.done && now.Sub(m.queue[0].start) > m.slack {
+		n := m.queue[0]
+		m.queue = m.queue[1:]
+		if rest := slices.DeleteFunc(m.open[n.pair], func(o *merged) bool { return o == n }); len(rest) > 0 {
+			m.open[n.pair] = rest
+		} else {
+			delete(m.open, n.pair)
+		}
+		m.done = !m.yield(n.flow)
+	}
 }
 
 type merged struct {
 	flow  Flow
+	pair  Pair
+	start time.Time // of the first report
 	nodes []string
 }
 
-func joinable(candidates []*merged, f *Flow) *merged {
+func joinable(candidates []*merged, f *Flow, slack time.Duration) *merged {
 	for _, m := range candidates {
-		if m.flow.Cluster == f.Cluster && !slices.Contains(m.nodes, f.Node) && SameConnections(m.flow.Verdict, f.Verdict) {
+		if f.Start.Sub(m.start) <= slack && m.flow.Cluster == f.Cluster && !slices.Contains(m.nodes, f.Node) && SameConnections(m.flow.Verdict, f.Verdict) {
 			return m
 		}
 	}

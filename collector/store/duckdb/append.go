@@ -1,0 +1,227 @@
+package duckdb
+
+import (
+	"context"
+	"database/sql/driver"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// Append implements store.Store: one transaction of one file.
+func (s *Store) Append(ctx context.Context, batches []flow.Batch) (duplicate []bool, err error) {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if err := s.roll(ctx); err != nil {
+		return nil, err
+	}
+	duplicate = make([]bool, len(batches))
+	var fresh []*flow.Batch
+	coming := make(map[flow.BatchKey]bool)
+	for i := range batches {
+		k := batches[i].Key
+		if duplicate[i] = s.keys.has(k) || coming[k]; !duplicate[i] {
+			coming[k] = true
+			fresh = append(fresh, &batches[i])
+		}
+	}
+	if len(fresh) == 0 {
+		return duplicate, nil
+	}
+	sl := s.last()
+	added, err := s.commit(ctx, sl, fresh)
+	if err != nil {
+		// What the transaction would have written is not there: number it anew.
+		return nil, errors.Join(err, sl.loadDictionary(context.WithoutCancel(ctx), s.db))
+	}
+	sl.dict.written()
+	for _, b := range fresh {
+		s.keys.add(b.Key)
+	}
+	s.read.Lock()
+	defer s.read.Unlock()
+	sl.flows += added.flows
+	if added.bounds.start != 0 {
+		sl.bounds.include(added.bounds.start, added.bounds.end)
+	}
+	return duplicate, nil
+}
+
+// addition is what a transaction adds to a slice.
+type addition struct {
+	flows  uint64
+	bounds bounds
+}
+
+func (s *Store) commit(ctx context.Context, sl *slice, batches []*flow.Batch) (added addition, err error) {
+	exec := func(q string) error {
+		_, err := s.writer.conn.ExecContext(ctx, q)
+		return err
+	}
+	if err := exec("BEGIN"); err != nil {
+		return added, fmt.Errorf("begin transaction: %w", err)
+	}
+	if added, err = s.appendFlows(sl, batches); err == nil {
+		err = s.appendRest(sl, batches)
+	}
+	if err == nil {
+		if err = exec("COMMIT"); err == nil {
+			return added, nil
+		}
+		err = fmt.Errorf("commit to %s: %w", sl.path, err)
+	}
+	// A transaction that failed may be gone already: then there is nothing to roll back.
+	_, _ = s.writer.conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+	return added, err
+}
+
+func (s *Store) appendFlows(sl *slice, batches []*flow.Batch) (added addition, err error) {
+	a, err := s.writer.appender(sl.name)
+	if err != nil {
+		return added, err
+	}
+	for _, b := range batches {
+		ids := newBatchIDs(sl.dict)
+		for i := range b.Flows {
+			f := &b.Flows[i]
+			if err := a.add(ids.key(f), f); err != nil {
+				return added, errors.Join(err, a.close())
+			}
+			added.bounds.include(f.Start.UnixMilli(), f.End.UnixMilli())
+		}
+		added.flows += uint64(len(b.Flows))
+	}
+	return added, a.close()
+}
+
+// batchIDs numbers the ends and origins of a batch's flows. Flows of a batch
+// share these by pointer, so that names are looked at once a batch.
+type batchIDs struct {
+	dict     *dictionary
+	ends     map[end]uint32
+	services map[*flow.Service]uint32
+	origin   origin
+	originID uint32
+}
+
+type end struct {
+	addr     netip.Addr
+	endpoint *flow.Endpoint
+}
+
+func newBatchIDs(d *dictionary) *batchIDs {
+	return &batchIDs{dict: d, ends: make(map[end]uint32), services: make(map[*flow.Service]uint32)}
+}
+
+func (b *batchIDs) end(addr netip.Addr, e *flow.Endpoint) uint32 {
+	k := end{addr, e}
+	id, ok := b.ends[k]
+	if !ok {
+		id = b.dict.endpoint(addr, e)
+		b.ends[k] = id
+	}
+	return id
+}
+
+func (b *batchIDs) service(s *flow.Service) uint32 {
+	if s == nil {
+		return 0
+	}
+	id, ok := b.services[s]
+	if !ok {
+		id, _ = b.dict.services.id(*s)
+		b.services[s] = id
+	}
+	return id
+}
+
+func (b *batchIDs) key(f *flow.Flow) uint32 {
+	if o := (origin{f.Cluster, f.Node}); b.originID == 0 || o != b.origin {
+		b.origin = o
+		b.originID, _ = b.dict.origins.id(o)
+	}
+	k := flowKey{
+		src: b.end(f.Src, f.Source), dst: b.end(f.Dst, f.Destination), origin: b.originID, service: b.service(f.Service),
+		port: f.Port, protocol: f.Protocol, verdict: f.Verdict, expected: f.Expected, direction: f.Direction, reason: f.Reason,
+		assessment: f.Assessment, sources: f.Sources,
+	}
+	if f.TranslatedSrc.IsValid() {
+		k.translated, _ = b.dict.translated.id(f.TranslatedSrc)
+	}
+	if len(f.Policies) > 0 {
+		k.policies, _ = b.dict.policies.id(policiesText(f.Policies))
+	}
+	return b.dict.key(k, f)
+}
+
+// appendRest writes the new dictionary entries, the batches' keys, their
+// coverage and gaps.
+func (s *Store) appendRest(sl *slice, batches []*flow.Batch) error {
+	var keys, coverage, gaps [][]driver.Value
+	for _, b := range batches {
+		keys = append(keys, []driver.Value{b.Key.Cluster, b.Key.Instance, b.Key.Epoch, b.Key.Sequence})
+		if b.End.After(b.Start) {
+			coverage = append(coverage, []driver.Value{
+				b.Node, b.Key.Instance, uint8(b.Scope), b.Start.UnixMilli(), b.End.UnixMilli(), limitsText(b.Agent.Limits),
+			})
+		}
+		for _, g := range b.Gaps {
+			gaps = append(gaps, []driver.Value{g.Node, g.Source, uint8(g.Kind), g.Start.UnixMilli(), g.End.UnixMilli(), g.Lost, g.Detail})
+		}
+	}
+	for _, t := range []struct {
+		name string
+		rows [][]driver.Value
+	}{
+		{"endpoint", sl.dict.endpointRows()}, {"key", sl.dict.keyRows()},
+		{"batch", keys}, {"coverage", coverage}, {"gap", gaps},
+	} {
+		if err := s.writer.insertRows(sl.name, t.name, t.rows); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *dictionary) endpointRows() [][]driver.Value {
+	var rows [][]driver.Value
+	for i, k := range d.endpoints.values[d.writtenEndpoints:] {
+		rows = append(rows, []driver.Value{
+			uint32(d.writtenEndpoints + i), addrBytes(k.addr), k.addr.String(), uint8(k.kind), k.namespace, k.pod, k.workloadKind, k.workload, k.node,
+			k.identity, k.labels,
+		})
+	}
+	return rows
+}
+
+func (d *dictionary) keyRows() [][]driver.Value {
+	var rows [][]driver.Value
+	for i, k := range d.keys.values[d.writtenKeys:] {
+		o, service := d.origins.values[k.origin], d.services.values[k.service]
+		rows = append(rows, []driver.Value{
+			uint32(d.writtenKeys + i), o.cluster, o.node, uint8(k.protocol), k.src, k.dst, k.port, uint8(k.verdict), uint8(k.direction), uint8(k.reason),
+			uint8(k.expected), uint8(k.assessment), uint8(k.sources), addrBytes(d.translated.values[k.translated]), addrBytes(service.Addr), addrText(service.Addr), service.Port,
+			service.Namespace, service.Name, d.policies.values[k.policies], d.keyPairs[i],
+		})
+	}
+	return rows
+}
+
+// addrText is empty for no address.
+func addrText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+func limitsText(limits []string) string {
+	if len(limits) == 0 {
+		return ""
+	}
+	b, _ := json.Marshal(limits) // strings only: it cannot fail
+	return string(b)
+}

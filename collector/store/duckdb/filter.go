@@ -1,0 +1,192 @@
+package duckdb
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// condition is SQL with its arguments. Values are always bound.
+type condition struct {
+	sql  strings.Builder
+	args []any
+}
+
+func (c *condition) and(sql string, args ...any) {
+	c.sql.WriteString(" AND (")
+	c.sql.WriteString(sql)
+	c.sql.WriteString(")")
+	c.args = append(c.args, args...)
+}
+
+// keyCondition is what the filter says of a key k and its endpoints s and d.
+// It begins with " AND", or is empty. It says the same as flow.Filter.Matches.
+func keyCondition(f *flow.Filter) *condition {
+	c := &condition{}
+	for _, t := range selectorTerms(&f.Match) {
+		c.and(t.sql, t.args...)
+	}
+	for _, t := range selectorTerms(&f.Not) {
+		c.and("NOT ("+t.sql+")", t.args...)
+	}
+	return c
+}
+
+type term struct {
+	sql  string
+	args []any
+}
+
+// selectorTerms are the conditions of the fields that are set.
+func selectorTerms(s *flow.Selector) []term {
+	var terms []term
+	add := func(t term, set bool) {
+		if set {
+			terms = append(terms, t)
+		}
+	}
+	// ICMP keeps its type where others have a port.
+	if len(s.Ports) > 0 {
+		a := list("k.port", s.Ports)
+		b := list("k.service_port", s.Ports)
+		add(term{"k.protocol IN (6, 17, 132) AND " + a.sql + " OR octet_length(k.service_addr) > 0 AND " + b.sql, append(a.args, b.args...)}, true)
+	}
+	add(list("k.protocol", s.Protocols), len(s.Protocols) > 0)
+	add(list("k.verdict", s.Verdicts), len(s.Verdicts) > 0)
+	add(list("k.direction", s.Directions), len(s.Directions) > 0)
+	add(list("k.assessment", s.Assessments), len(s.Assessments) > 0)
+	add(list("k.node", s.Nodes), len(s.Nodes) > 0)
+	add(list("k.cluster", s.Clusters), len(s.Clusters) > 0)
+	from, to := endTerms(&s.From, "s"), endTerms(&s.To, "d")
+	for i := range from {
+		add(from[i], from[i].sql != "")
+		add(to[i], to[i].sql != "")
+	}
+	a, b := endTerms(&s.Either, "s"), endTerms(&s.Either, "d")
+	for i := range a {
+		add(term{"(" + a[i].sql + ") OR (" + b[i].sql + ")", append(a[i].args, b[i].args...)}, a[i].sql != "")
+	}
+	return terms
+}
+
+// endTerms are the conditions on the endpoint with an alias, one a field,
+// empty where it is not set.
+func endTerms(e *flow.Ends, alias string) [5]term {
+	var t [5]term
+	if len(e.Namespaces) > 0 {
+		t[0] = list(alias+".namespace", e.Namespaces)
+	}
+	t[1] = anyOf(e.Pods, func(p flow.PodPrefix) term {
+		return term{alias + ".pod <> '' AND starts_with(" + alias + ".pod, ?) AND ? IN ('', " + alias + ".namespace)", []any{p.Name, p.Namespace}}
+	})
+	t[2] = anyOf(e.Workloads, func(w flow.WorkloadName) term {
+		return term{
+			alias + ".workload = ? AND ? IN ('', " + alias + ".namespace) AND lower(?) IN ('', lower(" + alias + ".workload_kind))",
+			[]any{w.Name, w.Namespace, w.Kind},
+		}
+	})
+	t[3] = anyOf(e.Prefixes, func(p netip.Prefix) term {
+		own, service := within(alias+".addr", p), within("k.service_addr", p)
+		// The Service's address counts as the destination's, and as the
+		// source's where a pod talks to itself through it.
+		return term{own.sql + " OR d.addr = " + alias + ".addr AND " + service.sql, append(own.args, service.args...)}
+	})
+	if len(e.Labels) > 0 {
+		t[4] = labelTerms(e.Labels, alias)
+	}
+	return t
+}
+
+func labelTerms(labels []flow.LabelTerm, alias string) term {
+	out := term{sql: alias + ".pod <> ''"}
+	for _, l := range labels {
+		exists := "contains(" + alias + ".labels, ?)"
+		existsArg := "\n" + l.Key + "="
+		has := anyOf(l.Values, func(v string) term { return term{exists, []any{"\n" + l.Key + "=" + v + "\n"}} })
+		if has.sql == "" {
+			has.sql = "false"
+		}
+		switch l.Op {
+		case flow.LabelIn:
+			out.sql += " AND (" + has.sql + ")"
+			out.args = append(out.args, has.args...)
+		case flow.LabelNotIn:
+			out.sql += " AND NOT (" + has.sql + ")"
+			out.args = append(out.args, has.args...)
+		case flow.LabelExists:
+			out.sql += " AND " + exists
+			out.args = append(out.args, existsArg)
+		default:
+			out.sql += " AND NOT " + exists
+			out.args = append(out.args, existsArg)
+		}
+	}
+	return out
+}
+
+// list is column IN (values).
+func list[T any](column string, values []T) term {
+	t := term{sql: column + " IN (" + strings.TrimSuffix(strings.Repeat("?,", len(values)), ",") + ")"}
+	for _, v := range values {
+		t.args = append(t.args, number(v))
+	}
+	return t
+}
+
+// number gives the driver a type that it knows.
+func number(v any) any {
+	switch x := v.(type) {
+	case flow.Protocol:
+		return uint8(x)
+	case flow.Verdict:
+		return uint8(x)
+	case flow.Direction:
+		return uint8(x)
+	case flow.Assessment:
+		return uint8(x)
+	}
+	return v
+}
+
+// anyOf is the disjunction of a term for each value; empty for none.
+func anyOf[T any](values []T, f func(T) term) term {
+	var out term
+	for i, v := range values {
+		t := f(v)
+		if i > 0 {
+			out.sql += " OR "
+		}
+		out.sql += "(" + t.sql + ")"
+		out.args = append(out.args, t.args...)
+	}
+	return out
+}
+
+// within says that a stored address lies in a prefix.
+func within(column string, p netip.Prefix) term {
+	lo, hi := bounds16(p)
+	t := term{column + " BETWEEN ? AND ?", []any{lo, hi}}
+	if !p.Addr().Is4() {
+		// IPv4 is stored mapped, and no IPv6 prefix contains it.
+		first, last := bounds16(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
+		t.sql += " AND " + column + " NOT BETWEEN ? AND ?"
+		t.args = append(t.args, first, last)
+	}
+	return t
+}
+
+// bounds16 are the first and last address of a prefix as they are stored.
+func bounds16(p netip.Prefix) (lo, hi []byte) {
+	a := p.Masked().Addr()
+	first := a.As16()
+	last := first
+	bits := p.Bits()
+	if a.Is4() {
+		bits += 96
+	}
+	for i := bits; i < 128; i++ {
+		last[i/8] |= 1 << (7 - i%8)
+	}
+	return first[:], last[:]
+}

@@ -1,0 +1,306 @@
+package duckdb
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// mergeSlack is how far apart two nodes' reports of one connection may start:
+// a window of ten seconds, and what clocks differ by.
+const mergeSlack = 15 * time.Second
+
+// Flows implements store.Store.
+func (s *Store) Flows(ctx context.Context, req store.FlowsRequest, yield func(flow.Flow) bool) error {
+	s.read.RLock()
+	defer s.read.RUnlock()
+	if req.Last > 0 {
+		return s.lastFlows(ctx, &req.Filter, req.Last, yield)
+	}
+	given := 0
+	return s.scan(ctx, &req.Filter, "start", 0, func(f flow.Flow) bool {
+		given++
+		return yield(f) && given != req.First
+	})
+}
+
+// lastFlows gives the newest n. Reports of several nodes merge, so that more
+// rows than flows are read; where that was not enough, more are.
+func (s *Store) lastFlows(ctx context.Context, f *flow.Filter, n int, yield func(flow.Flow) bool) error {
+	for limit := 2*n + 64; ; limit *= 4 {
+		var all []flow.Flow
+		rows := 0
+		err := s.scanRows(ctx, f, "start DESC", limit, func(r flow.Flow) bool { all = append(all, r); rows++; return true })
+		if err != nil {
+			return err
+		}
+		all = slices.DeleteFunc(flow.Merge(all, mergeSlack), func(r flow.Flow) bool { return !f.Matches(&r) })
+		if len(all) < n && rows == limit {
+			continue
+		}
+		for _, r := range all[max(0, len(all)-n):] {
+			if !yield(r) {
+				break
+			}
+		}
+		return nil
+	}
+}
+
+// scan gives merged flows in order of their start.
+func (s *Store) scan(ctx context.Context, f *flow.Filter, order string, limit int, yield func(flow.Flow) bool) error {
+	m := flow.NewMerger(mergeSlack, func(r flow.Flow) bool { return !f.Matches(&r) || yield(r) })
+	err := s.scanRows(ctx, f, order, limit, m.Add)
+	if err == nil {
+		m.Close()
+	}
+	return err
+}
+
+// scanRows gives reports as they are stored, those of partner nodes too.
+func (s *Store) scanRows(ctx context.Context, f *flow.Filter, order string, limit int, yield func(flow.Flow) bool) error {
+	query, args, used := s.rowsQuery(f, order, limit)
+	if query == "" {
+		return nil
+	}
+	rows, err := s.db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return fmt.Errorf("read flows: %w", err)
+	}
+	defer rows.Close()
+	names := newNames(s.db, used)
+	block := make([]row, 0, rowBlock)
+	for more := true; more; {
+		block = block[:0]
+		for len(block) < rowBlock {
+			if more = rows.Next(); !more {
+				break
+			}
+			var r row
+			if err := r.scan(rows); err != nil {
+				return fmt.Errorf("read flows: %w", err)
+			}
+			block = append(block, r)
+		}
+		if err := names.learn(ctx, block); err != nil {
+			return err
+		}
+		for i := range block {
+			if !yield(names.flow(&block[i])) {
+				return nil
+			}
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("read flows: %w", err)
+	}
+	return nil
+}
+
+// rowsQuery selects rows of all slices that may hold what is wanted.
+func (s *Store) rowsQuery(f *flow.Filter, order string, limit int) (query string, args []any, used []*slice) {
+	var parts []string
+	for _, sl := range s.slices {
+		if sl.flows == 0 || !f.Since.IsZero() && sl.bounds.end < f.Since.Add(-mergeSlack).UnixMilli() ||
+			!f.Until.IsZero() && sl.bounds.start > f.Until.Add(mergeSlack).UnixMilli() {
+			continue
+		}
+		part, partArgs := sl.rowsQuery(f, len(used))
+		if limit > 0 {
+			part = fmt.Sprintf("(%s ORDER BY %s LIMIT %d)", part, order, limit)
+		}
+		parts, args, used = append(parts, part), append(args, partArgs...), append(used, sl)
+	}
+	if len(parts) == 0 {
+		return "", nil, nil
+	}
+	query = "SELECT * FROM (" + strings.Join(parts, " UNION ALL ") + ") ORDER BY " + order
+	if limit > 0 {
+		query += fmt.Sprintf(" LIMIT %d", limit)
+	}
+	return query, args, used
+}
+
+const rowColumns = "key, start, duration, source_port, connections, counted, tcp_flags, packets_sent, bytes_sent, packets_received, bytes_received"
+
+// rowsQuery selects a slice's rows whose key, or whose key's partner on
+// another node, passes the filter.
+func (sl *slice) rowsQuery(f *flow.Filter, number int) (query string, args []any) {
+	query = fmt.Sprintf("SELECT %d AS slice, %s FROM %s.flow WHERE true", number, rowColumns, sl.name)
+	if c := keyCondition(f); c.sql.Len() > 0 {
+		query += " AND key IN (" + sl.matchedKeys(c.sql.String()) + ")"
+		args = append(args, c.args...)
+	}
+	if !f.Since.IsZero() {
+		query += " AND start + duration >= ?"
+		args = append(args, f.Since.Add(-mergeSlack).UnixMilli())
+	}
+	if !f.Until.IsZero() {
+		query += " AND start <= ?"
+		args = append(args, f.Until.Add(mergeSlack).UnixMilli())
+	}
+	return query, args
+}
+
+// matchedKeys selects the keys that meet a condition, and those that other
+// nodes report of the same pairs.
+func (sl *slice) matchedKeys(condition string) string {
+	return fmt.Sprintf(`WITH m AS (SELECT k.id, k.pair FROM %[1]s.key k JOIN %[1]s.endpoint s ON k.src = s.id JOIN %[1]s.endpoint d ON k.dst = d.id WHERE true%[2]s)
+		SELECT id FROM m UNION SELECT k.id FROM %[1]s.key k WHERE k.pair IN (SELECT pair FROM m) AND k.pair IN
+		(SELECT pair FROM %[1]s.key GROUP BY pair HAVING count(DISTINCT node) > 1)`, sl.name, condition)
+}
+
+// Count implements store.Store.
+func (s *Store) Count(ctx context.Context, f flow.Filter) (flows, connections uint64, err error) {
+	s.read.RLock()
+	defer s.read.RUnlock()
+	err = s.scan(ctx, &f, "start", 0, func(r flow.Flow) bool {
+		flows++
+		connections += r.Connections
+		return true
+	})
+	return flows, connections, err
+}
+
+// rowBlock is how many rows are named at once.
+const rowBlock = 2048
+
+// row is a flow as it is stored.
+type row struct {
+	slice       int
+	key         uint32
+	start       int64
+	duration    uint32
+	sourcePort  uint16
+	connections uint64
+	counted     uint8
+	tcpFlags    uint8
+	counters    [4]uint64
+}
+
+func (r *row) scan(rows *sql.Rows) error {
+	return rows.Scan(&r.slice, &r.key, &r.start, &r.duration, &r.sourcePort, &r.connections, &r.counted, &r.tcpFlags,
+		&r.counters[0], &r.counters[1], &r.counters[2], &r.counters[3])
+}
+
+// names knows what keys of slices stand for, as far as an answer needs them.
+type names struct {
+	db     *sql.DB
+	slices []*slice
+	keys   []map[uint32]*flow.Flow // by slice: a flow without what a row says
+}
+
+func newNames(db *sql.DB, used []*slice) *names {
+	n := &names{db: db, slices: used, keys: make([]map[uint32]*flow.Flow, len(used))}
+	for i := range n.keys {
+		n.keys[i] = make(map[uint32]*flow.Flow)
+	}
+	return n
+}
+
+// learn reads the keys of a block of rows that are not known yet.
+func (n *names) learn(ctx context.Context, block []row) error {
+	missing := make([][]string, len(n.slices))
+	for i := range block {
+		r := &block[i]
+		if _, ok := n.keys[r.slice][r.key]; !ok {
+			n.keys[r.slice][r.key] = nil
+			missing[r.slice] = append(missing[r.slice], fmt.Sprint(r.key))
+		}
+	}
+	for i, ids := range missing {
+		if len(ids) == 0 {
+			continue
+		}
+		if err := n.read(ctx, i, strings.Join(ids, ",")); err != nil {
+			return fmt.Errorf("read keys of %s: %w", n.slices[i].path, err)
+		}
+	}
+	return nil
+}
+
+func (n *names) read(ctx context.Context, i int, ids string) error {
+	end := func(a string) string {
+		return strings.ReplaceAll("?.addr, ?.kind, ?.namespace, ?.pod, ?.workload_kind, ?.workload, ?.node, ?.identity, ?.labels", "?", a)
+	}
+	rows, err := n.db.QueryContext(ctx, fmt.Sprintf(`SELECT k.id, k.cluster, k.node, k.protocol, k.port, k.verdict, k.direction, k.reason, k.expected,
+		k.assessment, k.sources, k.translated, k.service_addr, k.service_port, k.service_namespace, k.service, k.policies, %[2]s, %[3]s
+		FROM %[1]s.key k JOIN %[1]s.endpoint s ON k.src = s.id JOIN %[1]s.endpoint d ON k.dst = d.id WHERE k.id IN (%[4]s)`,
+		n.slices[i].name, end("s"), end("d"), ids))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id uint32
+		f, err := scanKey(rows, &id)
+		if err != nil {
+			return err
+		}
+		n.keys[i][id] = f
+	}
+	return rows.Err()
+}
+
+// endColumns are an endpoint's columns as they are scanned.
+type endColumns struct {
+	addr   []byte
+	labels string
+	e      flow.Endpoint
+}
+
+func (c *endColumns) targets() []any {
+	return []any{&c.addr, &c.e.Kind, &c.e.Namespace, &c.e.Pod, &c.e.Workload.Kind, &c.e.Workload.Name, &c.e.Node, &c.e.Identity, &c.labels}
+}
+
+// endpoint is nil where nothing but the address is known.
+func (c *endColumns) endpoint() *flow.Endpoint {
+	c.e.Labels = labelsOf(c.labels)
+	if c.e.Kind == flow.EndpointUnknown && c.e.Namespace == "" && c.e.Pod == "" && c.e.Node == "" {
+		return nil
+	}
+	return &c.e
+}
+
+func scanKey(rows *sql.Rows, id *uint32) (*flow.Flow, error) {
+	f := &flow.Flow{}
+	var translated, serviceAddr []byte
+	var service flow.Service
+	var policies string
+	var src, dst endColumns
+	targets := []any{
+		id, &f.Cluster, &f.Node, &f.Protocol, &f.Port, &f.Verdict, &f.Direction, &f.Reason, &f.Expected,
+		&f.Assessment, &f.Sources, &translated, &serviceAddr, &service.Port, &service.Namespace, &service.Name, &policies,
+	}
+	if err := rows.Scan(append(append(targets, src.targets()...), dst.targets()...)...); err != nil {
+		return nil, err
+	}
+	f.Src, f.Dst, f.TranslatedSrc = addrOf(src.addr), addrOf(dst.addr), addrOf(translated)
+	f.Source, f.Destination = src.endpoint(), dst.endpoint()
+	if service.Addr = addrOf(serviceAddr); service.Addr.IsValid() {
+		f.Service = &service
+	}
+	if policies != "" {
+		if err := json.Unmarshal([]byte(policies), &f.Policies); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// flow puts a row and its key together.
+func (n *names) flow(r *row) flow.Flow {
+	f := *n.keys[r.slice][r.key]
+	f.Start, f.End = time.UnixMilli(r.start), time.UnixMilli(r.start+int64(r.duration))
+	f.SourcePort, f.Connections, f.Counted, f.TCPFlags = r.sourcePort, r.connections, r.counted != 0, r.tcpFlags
+	f.Sent = flow.Counters{Packets: r.counters[0], Bytes: r.counters[1]}
+	f.Received = flow.Counters{Packets: r.counters[2], Bytes: r.counters[3]}
+	return f
+}

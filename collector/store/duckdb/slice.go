@@ -1,0 +1,291 @@
+package duckdb
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// slice is one database file: what arrived during a time. Addresses, names and
+// everything else that repeats stand once in its dictionaries, so that a flow
+// is a narrow row of numbers.
+type slice struct {
+	name   string // of the attached database
+	path   string
+	begin  time.Time // arrival
+	bounds bounds
+	flows  uint64
+
+	// dict is kept while the slice takes writes.
+	dict *dictionary
+}
+
+// bounds of the flows in a slice, in Unix milliseconds; zero if there are none.
+type bounds struct {
+	start, end int64
+}
+
+func (b *bounds) include(start, end int64) {
+	if b.start == 0 || start < b.start {
+		b.start = start
+	}
+	b.end = max(b.end, end)
+}
+
+// schema of a slice, %[1]s being its name. Columns that may be unknown hold
+// the empty value, never NULL: conditions and their negations stay simple.
+const schema = `
+CREATE TABLE IF NOT EXISTS %[1]s.endpoint (id UINTEGER, addr BLOB, ip VARCHAR, kind UTINYINT, namespace VARCHAR, pod VARCHAR,
+	workload_kind VARCHAR, workload VARCHAR, node VARCHAR, identity UBIGINT, labels VARCHAR);
+CREATE TABLE IF NOT EXISTS %[1]s.key (id UINTEGER, cluster VARCHAR, node VARCHAR, protocol UTINYINT, src UINTEGER, dst UINTEGER, port USMALLINT,
+	verdict UTINYINT, direction UTINYINT, reason UTINYINT, expected UTINYINT, assessment UTINYINT, sources UTINYINT, translated BLOB,
+	service_addr BLOB, service_ip VARCHAR, service_port USMALLINT, service_namespace VARCHAR, service VARCHAR, policies VARCHAR, pair UINTEGER);
+CREATE TABLE IF NOT EXISTS %[1]s.flow (key UINTEGER, start BIGINT, duration UINTEGER, source_port USMALLINT, connections UBIGINT,
+	counted UTINYINT, tcp_flags UTINYINT, packets_sent UBIGINT, bytes_sent UBIGINT, packets_received UBIGINT, bytes_received UBIGINT);
+CREATE TABLE IF NOT EXISTS %[1]s.batch (cluster VARCHAR, instance VARCHAR, epoch UBIGINT, sequence UBIGINT);
+CREATE TABLE IF NOT EXISTS %[1]s.coverage (node VARCHAR, instance VARCHAR, scope UTINYINT, start BIGINT, "end" BIGINT, limits VARCHAR);
+CREATE TABLE IF NOT EXISTS %[1]s.gap (node VARCHAR, source VARCHAR, kind UTINYINT, start BIGINT, "end" BIGINT, lost UBIGINT, detail VARCHAR);
+`
+
+// endpointKey tells entries of the endpoint dictionary apart.
+type endpointKey struct {
+	addr                                                 netip.Addr
+	kind                                                 flow.EndpointKind
+	identity                                             uint64
+	namespace, pod, workloadKind, workload, node, labels string
+}
+
+// flowKey tells entries of the key dictionary apart. What has a name or an
+// address is a number here, so that looking a flow up is one hash of 40 bytes.
+type flowKey struct {
+	src, dst   uint32 // endpoints
+	origin     uint32
+	service    uint32
+	translated uint32
+	policies   uint32
+	port       uint16
+	protocol   flow.Protocol
+	verdict    flow.Verdict
+	expected   flow.Verdict
+	direction  flow.Direction
+	reason     flow.Reason
+	assessment flow.Assessment
+	sources    flow.Source
+}
+
+// origin is who reports.
+type origin struct{ cluster, node string }
+
+// interned numbers values in the order they come; 0 is the zero value.
+type interned[T comparable] struct {
+	ids    map[T]uint32
+	values []T
+}
+
+func newInterned[T comparable]() interned[T] {
+	var zero T
+	return interned[T]{ids: map[T]uint32{zero: 0}, values: []T{zero}}
+}
+
+// id returns the number of v, and whether it is new.
+func (n *interned[T]) id(v T) (id uint32, fresh bool) {
+	id, ok := n.ids[v]
+	if !ok {
+		id = uint32(len(n.values))
+		n.ids[v] = id
+		n.values = append(n.values, v)
+	}
+	return id, !ok
+}
+
+// dictionary numbers what repeats. What is new since the last commit waits to
+// be written with the flows that refer to it.
+type dictionary struct {
+	endpoints interned[endpointKey]
+	keys      interned[flowKey]
+	pairs     interned[flow.Pair]
+	// These number parts of a key, and are not stored by themselves.
+	origins    interned[origin]
+	services   interned[flow.Service]
+	translated interned[netip.Addr]
+	policies   interned[string]
+
+	keyPairs         []uint32 // pair of each key since the last commit
+	writtenEndpoints int
+	writtenKeys      int
+}
+
+func newDictionary() *dictionary {
+	return &dictionary{
+		endpoints: newInterned[endpointKey](), keys: newInterned[flowKey](), pairs: newInterned[flow.Pair](),
+		origins: newInterned[origin](), services: newInterned[flow.Service](), translated: newInterned[netip.Addr](), policies: newInterned[string](),
+		writtenEndpoints: 1, writtenKeys: 1,
+	}
+}
+
+// maxKeys bounds the memory of the open slice's dictionaries: a scan from
+// millions of addresses begins a new slice instead.
+const maxKeys = 2_000_000
+
+func (d *dictionary) full() bool { return len(d.keys.values) >= maxKeys }
+
+func (d *dictionary) endpoint(addr netip.Addr, e *flow.Endpoint) uint32 {
+	k := endpointKey{addr: addr}
+	if e != nil {
+		k.kind, k.identity, k.namespace, k.pod = e.Kind, e.Identity, e.Namespace, e.Pod
+		k.workloadKind, k.workload, k.node = e.Workload.Kind, e.Workload.Name, e.Node
+		k.labels = labelText(e.Labels)
+	}
+	id, _ := d.endpoints.id(k)
+	return id
+}
+
+func (d *dictionary) key(k flowKey, f *flow.Flow) uint32 {
+	id, fresh := d.keys.id(k)
+	if fresh {
+		pair, _ := d.pairs.id(f.Pair())
+		d.keyPairs = append(d.keyPairs, pair)
+	}
+	return id
+}
+
+// written says that everything is durable.
+func (d *dictionary) written() {
+	d.writtenEndpoints, d.writtenKeys, d.keyPairs = len(d.endpoints.values), len(d.keys.values), nil
+}
+
+// labelText puts labels into one text: each as newline key = value newline, so
+// that a requirement is a search for text. Neither part may hold a newline.
+func labelText(labels map[string]string) string {
+	if len(labels) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		b.WriteString("\n")
+		b.WriteString(k)
+		b.WriteString("=")
+		b.WriteString(labels[k])
+	}
+	b.WriteString("\n")
+	return b.String()
+}
+
+func labelsOf(text string) map[string]string {
+	if text == "" {
+		return nil
+	}
+	out := make(map[string]string)
+	for _, l := range strings.Split(strings.Trim(text, "\n"), "\n") {
+		k, v, _ := strings.Cut(l, "=")
+		out[k] = v
+	}
+	return out
+}
+
+// addrBytes is how addresses are stored: 16 bytes, IPv4 mapped, so that a
+// prefix is a range. The zero Addr is empty.
+func addrBytes(a netip.Addr) []byte {
+	if !a.IsValid() {
+		return []byte{}
+	}
+	b := a.As16()
+	return b[:]
+}
+
+func addrOf(b []byte) netip.Addr {
+	a, ok := netip.AddrFromSlice(b)
+	if !ok {
+		return netip.Addr{}
+	}
+	return a.Unmap()
+}
+
+func policiesText(refs []flow.PolicyRef) string {
+	if len(refs) == 0 {
+		return ""
+	}
+	b, _ := json.Marshal(refs) // strings only: it cannot fail
+	return string(b)
+}
+
+// load reads the dictionaries and bounds of a slice back.
+func (s *slice) load(ctx context.Context, db *sql.DB) error {
+	row := db.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), coalesce(min(start), 0), coalesce(max(start + duration), 0) FROM %s.flow`, s.name))
+	if err := row.Scan(&s.flows, &s.bounds.start, &s.bounds.end); err != nil {
+		return fmt.Errorf("read %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// loadDictionary makes a slice ready to take writes after a restart.
+func (s *slice) loadDictionary(ctx context.Context, db *sql.DB) error {
+	d := newDictionary()
+	if err := d.loadEndpoints(ctx, db, s); err != nil {
+		return fmt.Errorf("read endpoints of %s: %w", s.path, err)
+	}
+	if err := d.loadKeys(ctx, db, s); err != nil {
+		return fmt.Errorf("read keys of %s: %w", s.path, err)
+	}
+	d.written()
+	s.dict = d
+	return nil
+}
+
+func (d *dictionary) loadEndpoints(ctx context.Context, db *sql.DB, s *slice) error {
+	rows, err := db.QueryContext(ctx, fmt.Sprintf(`SELECT addr, kind, namespace, pod, workload_kind, workload, node, identity, labels
+		FROM %s.endpoint ORDER BY id`, s.name))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var addr []byte
+		var k endpointKey
+		if err := rows.Scan(&addr, &k.kind, &k.namespace, &k.pod, &k.workloadKind, &k.workload, &k.node, &k.identity, &k.labels); err != nil {
+			return err
+		}
+		k.addr = addrOf(addr)
+		d.endpoints.id(k)
+	}
+	return rows.Err()
+}
+
+func (d *dictionary) loadKeys(ctx context.Context, db *sql.DB, s *slice) error {
+	rows, err := db.QueryContext(ctx, fmt.Sprintf(`SELECT cluster, node, protocol, src, dst, port, verdict, direction, reason, expected,
+		assessment, sources, translated, service_addr, service_port, service_namespace, service, policies FROM %s.key ORDER BY id`, s.name))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var o origin
+		var translated, serviceAddr []byte
+		var service flow.Service
+		var policies string
+		var k flowKey
+		if err := rows.Scan(&o.cluster, &o.node, &k.protocol, &k.src, &k.dst, &k.port, &k.verdict, &k.direction, &k.reason, &k.expected,
+			&k.assessment, &k.sources, &translated, &serviceAddr, &service.Port, &service.Namespace, &service.Name, &policies); err != nil {
+			return err
+		}
+		service.Addr = addrOf(serviceAddr)
+		f := flow.Flow{
+			Key:           flow.Key{Protocol: k.protocol, Src: d.endpoints.values[k.src].addr, Dst: d.endpoints.values[k.dst].addr, Port: k.port},
+			TranslatedSrc: addrOf(translated),
+		}
+		k.origin, _ = d.origins.id(o)
+		k.service, _ = d.services.id(service)
+		k.translated, _ = d.translated.id(f.TranslatedSrc)
+		k.policies, _ = d.policies.id(policies)
+		d.key(k, &f)
+	}
+	return rows.Err()
+}
