@@ -56,6 +56,16 @@ var assessmentNames = [...]string{"unknown", "allowed", "enforced", "unenforced"
 // String returns the assessment in lower case, as it appears in JSON.
 func (a Assessment) String() string { return name(assessmentNames[:], uint8(a)) }
 
+// ParseAssessment reads an assessment in any case.
+func ParseAssessment(s string) (Assessment, error) {
+	for i, n := range assessmentNames {
+		if strings.EqualFold(s, n) {
+			return Assessment(i), nil
+		}
+	}
+	return 0, fmt.Errorf("parse assessment %q: want one of %s", s, strings.Join(assessmentNames[:], ", "))
+}
+
 // Direction says from which side of the flow's pod the traffic ran.
 type Direction uint8
 

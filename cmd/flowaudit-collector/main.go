@@ -1,0 +1,130 @@
+// Command flowaudit-collector takes flows from agents, stores them and answers questions.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/flowaudit/flowaudit/collector"
+	"github.com/flowaudit/flowaudit/collector/store/duckdb"
+	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
+	"github.com/flowaudit/flowaudit/proto/zstd"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	o, db, show, err := parse(args, stdout)
+	switch {
+	case errors.Is(err, pflag.ErrHelp):
+		return 0
+	case err != nil:
+		fmt.Fprintf(stderr, "flowaudit-collector: %v\nSee flowaudit-collector --help.\n", err)
+		return 2
+	case show:
+		fmt.Fprintln(stdout, "flowaudit-collector", version)
+		return 0
+	}
+	o.Log = slog.New(slog.NewTextHandler(stderr, nil))
+	db.Logger = o.Log
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends at once
+	zstd.Register()
+	if err := serve(ctx, o, db); err != nil {
+		fmt.Fprintf(stderr, "flowaudit-collector: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+func serve(ctx context.Context, o collector.Options, db duckdb.Options) error {
+	s, err := duckdb.Open(ctx, db)
+	if err != nil {
+		return err
+	}
+	o.Store = s
+	return collector.Run(ctx, o)
+}
+
+const usage = `Takes flows from flowaudit-agents, stores them and answers the questions of flowaudit.
+
+Usage:
+  flowaudit-collector [flags]
+
+Examples:
+  # on this machine only
+  flowaudit-collector --data /var/lib/flowaudit
+
+  # for a cluster: TLS, and agents and askers show a certificate
+  flowaudit-collector --data /var/lib/flowaudit --listen :4245 \
+    --tls-cert tls.crt --tls-key tls.key --tls-client-ca ca.crt --retain 30d
+
+Flags:
+`
+
+func parse(args []string, stdout io.Writer) (o collector.Options, db duckdb.Options, show bool, err error) {
+	o.Version = version
+	fs := pflag.NewFlagSet("flowaudit-collector", pflag.ContinueOnError)
+	fs.SortFlags = false
+	fs.Usage = func() { fmt.Fprint(stdout, usage, fs.FlagUsages()) }
+	var retain string
+	fs.StringVar(&o.Listen.Address, "listen", flowauditv1.DefaultAddress, "`address` to listen on, host:port or unix:PATH; beyond loopback TLS is needed")
+	fs.StringVar(&db.Dir, "data", "flowaudit-data", "`directory` of the embedded store")
+	fs.StringVar(&o.Manifests, "manifests", "", "`directory` of cluster objects as YAML, which name pods and Services; read again when files change")
+	fs.StringVar(&retain, "retain", "30d", "how long flows are kept, such as 12h or 30d; 0 keeps them all")
+	fs.DurationVar(&db.Slice, "slice", time.Hour, "how much time one file of the store holds; retention deletes whole files")
+	fs.IntVar(&db.Threads, "store-threads", 0, "threads of the store (default: one a core)")
+	fs.StringVar(&db.MemoryLimit, "store-memory", "", "memory limit of the store, such as 2GB (default: DuckDB's, 80 % of the machine's)")
+	fs.StringVar(&o.Listen.Cert, "tls-cert", "", "PEM `file` of the collector's certificate")
+	fs.StringVar(&o.Listen.Key, "tls-key", "", "PEM `file` of its private key")
+	fs.StringVar(&o.Listen.ClientCA, "tls-client-ca", "", "PEM `file` of the authorities whose certificates agents and askers must show")
+	fs.BoolVar(&o.Listen.Insecure, "insecure", false, "listen beyond loopback without TLS: anybody who reaches the address can read and forge flows")
+	fs.BoolVar(&show, "version", false, "print the version")
+	if err := fs.Parse(args); err != nil {
+		return o, db, false, err
+	}
+	if fs.NArg() > 0 {
+		return o, db, false, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	if show {
+		return o, db, true, nil
+	}
+	if o.Retain, err = parseDays(retain); err != nil {
+		return o, db, false, fmt.Errorf("--retain: %w", err)
+	}
+	if db.Slice < time.Minute {
+		return o, db, false, fmt.Errorf("--slice %s: want 1m at least", db.Slice)
+	}
+	return o, db, false, o.Validate()
+}
+
+// parseDays reads a duration that may be in days.
+func parseDays(s string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		n, err := strconv.ParseFloat(days, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%q is no number of days", s)
+		}
+		return time.Duration(n * 24 * float64(time.Hour)), nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, fmt.Errorf("%q is no duration: want such as 12h or 30d", s)
+	}
+	return d, nil
+}
