@@ -153,7 +153,7 @@ func talk(t *testing.T, pod *netlab.Namespace, network, addr string) {
 }
 
 // flush ends every tracked connection now.
-func flush(t *testing.T, ns *netlab.Namespace) {
+func flush(t testing.TB, ns *netlab.Namespace) {
 	t.Helper()
 	if err := ns.Do(func() error {
 		c, err := conntrack.Dial(nil)

@@ -148,12 +148,14 @@ func (s *Source) readEvents(ctx context.Context) error {
 	for {
 		datagram, err := s.events.Next()
 		now := time.Now()
+		if err == nil {
+			good = now
+			out, err = s.drain(datagram, now.UnixNano(), out)
+		}
 		switch {
 		case err == nil:
-			out = s.drain(datagram, now.UnixNano(), out)
-			good = now
 		case errors.Is(err, unix.ENOBUFS):
-			s.overrun(good, now)
+			s.overrun(good, time.Now())
 		case ctx.Err() != nil && nlmsg.Stopped(err):
 			return nil
 		default:
@@ -162,24 +164,22 @@ func (s *Source) readEvents(ctx context.Context) error {
 	}
 }
 
-// drain decodes a datagram and all that wait behind it, so that the hand-over
-// and the clock are paid once for many.
-func (s *Source) drain(datagram []byte, at int64, out []flow.Observation) []flow.Observation {
+// drain decodes a datagram and those that wait behind it, as many as fit, so
+// that the hand-over and the clock are paid once for many.
+func (s *Source) drain(datagram []byte, at int64, out []flow.Observation) ([]flow.Observation, error) {
 	for {
 		out = s.decode(datagram, at, out)
-		var err error
 		if len(out) == cap(out) {
-			break
+			return s.o.Deliver(out), nil
 		}
+		var err error
 		if datagram, err = s.events.Poll(); err != nil {
-			if errors.Is(err, unix.ENOBUFS) {
-				now := time.Now()
-				s.overrun(time.Unix(0, at), now)
+			if errors.Is(err, unix.EAGAIN) {
+				err = nil
 			}
-			break // anything else comes again from Next
+			return s.o.Deliver(out), err
 		}
 	}
-	return s.o.Deliver(out)
 }
 
 // decode appends the messages of a datagram to out. One that cannot be decoded

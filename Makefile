@@ -1,0 +1,80 @@
+# flowaudit: build, try, test. `make help` lists the targets.
+
+BIN      := bin
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+GO       ?= go
+TOOL     := $(GO) tool -modfile=tools/go.mod
+SOURCES  := $(shell find . -name '*.go' -not -path './tools/*') go.mod go.sum
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: need-build $(BIN)/flowaudit-agent $(BIN)/flowaudit-collector $(BIN)/flowaudit ## Build bin/flowaudit-agent, bin/flowaudit-collector and bin/flowaudit
+
+$(BIN)/flowaudit-agent: $(SOURCES)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/flowaudit-agent
+
+$(BIN)/flowaudit: $(SOURCES)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/flowaudit
+
+# The embedded store is C++.
+$(BIN)/flowaudit-collector: $(SOURCES)
+	CGO_ENABLED=1 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/flowaudit-collector
+
+.PHONY: demo
+demo: need-kernel build ## Show it on real kernel events: a policy, and who tried (root; KEEP=1 leaves it running)
+	@$(GO) build -o $(BIN)/demo ./demo
+	@$(BIN)/demo
+
+.PHONY: test
+test: need-kernel need-build ## Run all tests, with the race detector, on the real kernel (root)
+	$(GO) vet ./...
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
+
+.PHONY: lint
+lint: need-build ## Check style, generated code and go.mod
+	$(TOOL) golangci-lint run ./...
+	$(GO) mod tidy -diff
+	@tools/generated.sh check
+
+.PHONY: generate
+generate: ## Make the generated code anew
+	@tools/generated.sh write
+
+.PHONY: bench
+bench: need-kernel need-bench build ## Measure: one table of costs, losses and times (root)
+	@$(GO) build -o $(BIN)/bench ./bench
+	@$(BIN)/bench
+
+.PHONY: soak
+soak: need-kernel need-build ## Run the kernel tests for long, with many connections (root)
+	FLOWAUDIT_SOAK=10m CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 60m -v ./test/kernel
+
+.PHONY: clean
+clean: ## Remove what build made
+	rm -rf $(BIN)
+
+# need PROGRAM PACKAGE: installs a Debian package, said aloud, where a program is missing.
+define need
+@command -v $(1) >/dev/null 2>&1 || { echo "installing the Debian package $(2), which has $(1)"; \
+  if [ "$$(id -u)" != 0 ]; then echo "that needs root: sudo apt-get install $(2)" >&2; exit 1; fi; \
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null; }
+
+endef
+
+.PHONY: need-build need-kernel need-bench
+need-build:
+	$(call need,gcc,gcc)
+	$(call need,g++,g++)
+
+need-kernel:
+	$(call need,ip,iproute2)
+	$(call need,nft,nftables)
+
+need-bench:
+	$(call need,conntrack,conntrack)
+	@test -e /usr/lib/$$(gcc -print-multiarch)/ulogd/ulogd_output_JSON.so || { echo "installing the Debian packages ulogd2 and ulogd2-json, to compare with"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends ulogd2 ulogd2-json >/dev/null || echo "not to be had: the comparison is left out"; }

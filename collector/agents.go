@@ -1,0 +1,116 @@
+package collector
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// agents remembers what each agent last said about itself.
+type agents struct {
+	mu    sync.Mutex
+	known map[string]*agentRecord // by instance
+}
+
+// agentRecord is one agent as the collector knows it.
+type agentRecord struct {
+	node, instance string
+	scope          flow.Scope
+	status         flow.AgentStatus
+	lastSeen       time.Time
+	gaps           []flow.Gap // of the last hour
+	flowRate       rate
+	observations   rate
+}
+
+const (
+	gapMemory   = time.Hour
+	agentMemory = 24 * time.Hour
+	maxAgentGap = 1000
+)
+
+func newAgents() *agents { return &agents{known: make(map[string]*agentRecord)} }
+
+// saw takes in what a batch says about its agent.
+func (a *agents) saw(b *flow.Batch) {
+	now := time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := a.known[b.Key.Instance]
+	if r == nil {
+		r = &agentRecord{instance: b.Key.Instance}
+		a.known[b.Key.Instance] = r
+	}
+	if !r.status.Started.Equal(b.Agent.Started) {
+		r.observations = rate{}
+	}
+	r.node, r.scope, r.status, r.lastSeen = b.Node, b.Scope, b.Agent, now
+	r.flowRate.add(now, float64(len(b.Flows)))
+	r.observations.total(now, float64(b.Agent.Observations))
+	r.gaps = append(r.gaps, b.Gaps...)
+	r.gaps = slices.DeleteFunc(r.gaps, func(g flow.Gap) bool { return now.Sub(g.End) > gapMemory })
+	if n := len(r.gaps); n > maxAgentGap {
+		r.gaps = r.gaps[n-maxAgentGap:]
+	}
+}
+
+// list gives a copy of all records by node, and forgets agents not seen for a day.
+func (a *agents) list() []agentRecord {
+	now := time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []agentRecord
+	for instance, r := range a.known {
+		if now.Sub(r.lastSeen) > agentMemory {
+			delete(a.known, instance)
+			continue
+		}
+		c := *r
+		c.gaps = slices.Clone(r.gaps)
+		out = append(out, c)
+	}
+	slices.SortFunc(out, func(x, y agentRecord) int {
+		return cmp.Or(cmp.Compare(x.node, y.node), cmp.Compare(x.instance, y.instance))
+	})
+	return out
+}
+
+// rate is events a second over the last half minute or so.
+type rate struct {
+	since time.Time
+	count float64
+	last  float64
+	value float64
+	begun bool
+}
+
+const rateSpan = 30 * time.Second
+
+// add counts n events at a time.
+func (r *rate) add(now time.Time, n float64) {
+	if !r.begun {
+		r.begun, r.since = true, now
+		r.count = n
+		return
+	}
+	r.count += n
+	if d := now.Sub(r.since); d >= time.Second {
+		r.value = r.count / d.Seconds()
+		if d >= rateSpan {
+			r.since, r.count = now, 0
+		}
+	}
+}
+
+// total takes a counter that only grows.
+func (r *rate) total(now time.Time, v float64) {
+	n := max(0, v-r.last)
+	if !r.begun {
+		n = 0
+	}
+	r.last = v
+	r.add(now, n)
+}

@@ -1,0 +1,108 @@
+package collector
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// ListenOptions say where the collector listens and how callers can be sure of it.
+type ListenOptions struct {
+	Address   string // host:port, or unix:PATH
+	Cert, Key string // PEM files: TLS is on with them
+	ClientCA  string // PEM file: callers must show a certificate that it signs
+	// Insecure allows an address beyond loopback without TLS.
+	Insecure bool
+}
+
+// validate refuses to give flows away in the clear.
+func (o *ListenOptions) validate() error {
+	switch {
+	case (o.Cert == "") != (o.Key == ""):
+		return errors.New("--tls-cert and --tls-key belong together: give both or none")
+	case o.ClientCA != "" && o.Cert == "":
+		return errors.New("--tls-client-ca needs --tls-cert and --tls-key")
+	case strings.HasPrefix(o.Address, "unix:") || o.Cert != "" || o.Insecure:
+		return nil
+	}
+	host, _, err := net.SplitHostPort(o.Address)
+	if err != nil {
+		return fmt.Errorf("read address to listen on: %w", err)
+	}
+	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return fmt.Errorf("listen on %s: without TLS anybody who reaches this address could read and forge flows: "+
+		"give --tls-cert and --tls-key, listen on loopback, or say --insecure", o.Address)
+}
+
+func (o *ListenOptions) listen() (net.Listener, error) {
+	path, unix := strings.CutPrefix(o.Address, "unix:")
+	if !unix {
+		l, err := net.Listen("tcp", o.Address)
+		if err != nil {
+			return nil, fmt.Errorf("listen on %s: %w", o.Address, err)
+		}
+		return l, nil
+	}
+	path = strings.TrimPrefix(path, "//")
+	if err := removeStaleSocket(path); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", o.Address, err)
+	}
+	// The socket's mode is its access control.
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("protect socket: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+// removeStaleSocket removes what a killed collector left behind, never a
+// socket that somebody listens on.
+func removeStaleSocket(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode()&os.ModeSocket == 0 {
+		return nil // net.Listen says what is wrong
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		_ = c.Close()
+		return fmt.Errorf("listen on unix:%s: another collector listens there", path)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("remove stale socket: %w", err)
+	}
+	return nil
+}
+
+func (o *ListenOptions) credentials() (credentials.TransportCredentials, error) {
+	if o.Cert == "" {
+		return insecure.NewCredentials(), nil
+	}
+	pair, err := tls.LoadX509KeyPair(o.Cert, o.Key)
+	if err != nil {
+		return nil, fmt.Errorf("read certificate: %w", err)
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}}
+	if o.ClientCA != "" {
+		pem, err := os.ReadFile(o.ClientCA)
+		if err != nil {
+			return nil, fmt.Errorf("read client authorities: %w", err)
+		}
+		config.ClientCAs = x509.NewCertPool()
+		if !config.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("read client authorities: no certificate in %s", o.ClientCA)
+		}
+		config.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return credentials.NewTLS(config), nil
+}

@@ -1,0 +1,252 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/flow"
+	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
+	"github.com/flowaudit/flowaudit/queries"
+)
+
+// query is the service that people and programs ask.
+type query struct {
+	flowauditv1.UnimplementedQueryServer
+	store  store.Store
+	hub    *hub
+	status func(context.Context) (*flowauditv1.StatusResponse, error)
+}
+
+// answerFlows is how many flows one message of an answer holds.
+const answerFlows = 512
+
+// Observe implements the Query service.
+func (q *query) Observe(req *flowauditv1.ObserveRequest, stream flowauditv1.Query_ObserveServer) error {
+	filter, err := flowauditv1.ToFilter(req.GetFilter())
+	if err != nil {
+		return invalidArgument(err)
+	}
+	if req.GetFirst() > 0 && req.GetLast() > 0 {
+		return status.Error(codes.InvalidArgument, "first and last exclude each other")
+	}
+	// Followed from before the stored part is read, so that nothing falls between.
+	var live *follower
+	if req.GetFollow() {
+		live = q.hub.follow(filter)
+		defer q.hub.leave(live)
+	}
+	began := time.Now()
+	told, err := q.stored(req, filter, stream, live != nil)
+	if err != nil {
+		return err
+	}
+	if err := q.coverage(filter, began, stream); err != nil {
+		return err
+	}
+	if live == nil {
+		return nil
+	}
+	return followLive(live, told, stream)
+}
+
+// told remembers which flows of the last moments the stored part contained.
+type told map[toldKey]struct{}
+
+type toldKey struct {
+	flow.Key
+	node  string
+	start int64
+}
+
+func keyOfFlow(f *flow.Flow) toldKey { return toldKey{f.Key, f.Node, f.Start.UnixMilli()} }
+
+// recent is how far back a flow's end may lie that is committed only now.
+const recent = 10 * time.Minute
+
+func (q *query) stored(req *flowauditv1.ObserveRequest, filter flow.Filter, stream flowauditv1.Query_ObserveServer, follow bool) (told, error) {
+	seen := make(told)
+	since := time.Now().Add(-recent)
+	chunk := make([]flow.Flow, 0, answerFlows)
+	var sendErr error
+	send := func() bool {
+		if len(chunk) == 0 {
+			return true
+		}
+		sendErr = stream.Send(&flowauditv1.ObserveResponse{Flows: flowauditv1.FromFlows(chunk)})
+		chunk = chunk[:0]
+		return sendErr == nil
+	}
+	request := store.FlowsRequest{Filter: filter, First: int(req.GetFirst()), Last: int(req.GetLast())}
+	err := q.store.Flows(stream.Context(), request, func(f flow.Flow) bool {
+		if follow && f.End.After(since) {
+			seen[keyOfFlow(&f)] = struct{}{}
+		}
+		chunk = append(chunk, f)
+		return len(chunk) < answerFlows || send()
+	})
+	if err != nil {
+		return nil, storeError("read flows", err)
+	}
+	send()
+	return seen, sendErr
+}
+
+// coverage says what the stored part stands on, and how many unanswered flows
+// a question for denied ones leaves out.
+func (q *query) coverage(filter flow.Filter, now time.Time, stream flowauditv1.Query_ObserveServer) error {
+	until := filter.Until
+	if until.IsZero() || until.After(now) {
+		until = now
+	}
+	since := filter.Since
+	if since.IsZero() {
+		stats, err := q.store.Stats(stream.Context())
+		if err != nil {
+			return storeError("read coverage", err)
+		}
+		since = stats.Oldest
+		if since.IsZero() || since.After(until) {
+			since = until
+		}
+	}
+	coverage, err := q.store.Coverage(stream.Context(), since, until)
+	if err != nil {
+		return storeError("read coverage", err)
+	}
+	response := &flowauditv1.ObserveResponse{Coverage: flowauditv1.FromCoverage(coverage)}
+	if v := filter.Match.Verdicts; len(v) == 1 && v[0] == flow.VerdictDenied {
+		filter.Match.Verdicts = []flow.Verdict{flow.VerdictUnanswered}
+		if response.Unanswered, _, err = q.store.Count(stream.Context(), filter); err != nil {
+			return storeError("count unanswered flows", err)
+		}
+	}
+	return stream.Send(response)
+}
+
+func followLive(live *follower, seen told, stream flowauditv1.Query_ObserveServer) error {
+	for {
+		select {
+		case n := <-live.news:
+			response := &flowauditv1.ObserveResponse{}
+			var flows []flow.Flow
+			for i := range n.flows {
+				if _, stored := seen[keyOfFlow(&n.flows[i])]; !stored {
+					flows = append(flows, n.flows[i])
+				}
+			}
+			if len(flows) > 0 {
+				response.Flows = flowauditv1.FromFlows(flows)
+			}
+			if len(n.gaps) > 0 {
+				response.Coverage = flowauditv1.FromCoverage(coverageOf(n.gaps))
+			}
+			if err := stream.Send(response); err != nil {
+				return err
+			}
+		case <-stream.Context().Done():
+			return status.FromContextError(stream.Context().Err()).Err()
+		}
+	}
+}
+
+// coverageOf puts gaps that have just become known into the form of an answer.
+func coverageOf(gaps []flow.Gap) flow.Coverage {
+	c := flow.Coverage{Since: gaps[0].Start, Until: gaps[0].End}
+	at := make(map[string]int)
+	for _, g := range gaps {
+		i, ok := at[g.Node]
+		if !ok {
+			i = len(c.Nodes)
+			at[g.Node] = i
+			c.Nodes = append(c.Nodes, flow.NodeCoverage{Node: g.Node})
+		}
+		c.Nodes[i].Gaps = append(c.Nodes[i].Gaps, g)
+		if g.Start.Before(c.Since) {
+			c.Since = g.Start
+		}
+		if g.End.After(c.Until) {
+			c.Until = g.End
+		}
+	}
+	return c
+}
+
+// Run implements the Query service.
+func (q *query) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunServer) error {
+	rows, err := q.store.Query(stream.Context(), req.GetName(), req.GetArguments())
+	if err != nil {
+		return storeError("answer "+req.GetName(), err)
+	}
+	response := &flowauditv1.RunResponse{Columns: rows.Columns}
+	for _, r := range rows.Rows {
+		list, err := values(r)
+		if err != nil {
+			return fmt.Errorf("answer %s: %w", req.GetName(), err)
+		}
+		response.Rows = append(response.Rows, list)
+		if len(response.Rows) == answerFlows {
+			if err := stream.Send(response); err != nil {
+				return err
+			}
+			response = &flowauditv1.RunResponse{}
+		}
+	}
+	return stream.Send(response)
+}
+
+// values turns a row into its message: times become RFC 3339 in UTC.
+func values(row []any) (*structpb.ListValue, error) {
+	out := &structpb.ListValue{Values: make([]*structpb.Value, len(row))}
+	for i, v := range row {
+		switch x := v.(type) {
+		case time.Time:
+			v = x.UTC().Format(time.RFC3339Nano)
+		case netip.Addr:
+			v = x.String()
+		}
+		value, err := structpb.NewValue(v)
+		if err != nil {
+			return nil, fmt.Errorf("column %d: %w", i, err)
+		}
+		out.Values[i] = value
+	}
+	return out, nil
+}
+
+// List implements the Query service.
+func (q *query) List(context.Context, *flowauditv1.ListRequest) (*flowauditv1.ListResponse, error) {
+	out := &flowauditv1.ListResponse{}
+	for _, known := range queries.All() {
+		question := &flowauditv1.Question{Name: known.Name, Text: known.Text}
+		for _, a := range known.Args {
+			question.Arguments = append(question.Arguments, &flowauditv1.Argument{
+				Name: a.Name, Type: string(a.Type), Default: a.Default, Required: a.Required,
+			})
+		}
+		out.Questions = append(out.Questions, question)
+	}
+	return out, nil
+}
+
+// Status implements the Query service.
+func (q *query) Status(ctx context.Context, _ *flowauditv1.StatusRequest) (*flowauditv1.StatusResponse, error) {
+	return q.status(ctx)
+}
+
+func storeError(doing string, err error) error {
+	switch {
+	case errors.Is(err, store.ErrArgument):
+		return invalidArgument(err)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return status.FromContextError(err).Err()
+	}
+	return status.Errorf(codes.Internal, "%s: %v", doing, err)
+}

@@ -1,0 +1,2 @@
+// Package flowaudit is the root of the module and holds the tests of its structure.
+package flowaudit

@@ -1,0 +1,182 @@
+package flowaudit_test
+
+import (
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/flowaudit/flowaudit/"
+
+// pkg is what go list says of a package.
+type pkg struct {
+	ImportPath   string
+	Name         string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+	Standard     bool
+}
+
+func packages(t *testing.T, args ...string) []pkg {
+	t.Helper()
+	out, err := exec.Command("go", append([]string{"list", "-json=ImportPath,Name,Imports,TestImports,XTestImports,Standard"}, args...)...).Output()
+	if err != nil {
+		t.Fatalf("list packages: %v", err)
+	}
+	var all []pkg
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+// mayImport lists, for each part of the tree, which other parts it may import.
+// The longest name that fits a package counts.
+var mayImport = map[string][]string{
+	"flow":                      {},
+	"queries":                   {},
+	"kube":                      {"flow"},
+	"proto/dial":                {},
+	"proto/zstd":                {},
+	"proto/flowaudit/v1":        {"flow"},
+	"agent/nlmsg":               {},
+	"agent/nflog":               {"flow", "agent/nlmsg"},
+	"agent/conntrack":           {"flow", "agent/nlmsg"},
+	"agent":                     {"flow", "kube", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "agent/nflog", "agent/conntrack"},
+	"collector/store":           {"flow"},
+	"collector/store/storetest": {"flow", "queries", "collector/store"},
+	"collector/store/duckdb":    {"flow", "queries", "collector/store"},
+	"collector":                 {"flow", "kube", "queries", "proto/flowaudit/v1", "collector/store"},
+	"cmd/flowaudit-agent":       {"flow", "agent", "agent/nflog", "proto/zstd", "proto/flowaudit/v1"},
+	"cmd/flowaudit-collector":   {"collector", "collector/store/duckdb", "proto/zstd", "proto/flowaudit/v1"},
+	"cmd/flowaudit":             {"flow", "queries", "proto/dial", "proto/zstd", "proto/flowaudit/v1"},
+	"test/netlab":               {},
+	"demo":                      {"flow", "test/netlab"},
+	"bench":                     {"flow", "queries", "agent", "agent/nlmsg", "agent/nflog", "agent/conntrack", "collector", "collector/store", "collector/store/storetest", "collector/store/duckdb", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "test/netlab"},
+	"test/kernel":               {},
+}
+
+func TestImportsRunOneWay(t *testing.T) {
+	for _, p := range packages(t, "./...") {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		if p.ImportPath+"/" == module {
+			continue
+		}
+		allowed, known := mayImport[name]
+		if !known {
+			t.Errorf("package %s has no place in the order of imports: give it one here and in docs/architecture.md", name)
+			continue
+		}
+		for _, imported := range p.Imports {
+			if own, is := strings.CutPrefix(imported, module); is && !slices.Contains(allowed, own) {
+				t.Errorf("%s imports %s", name, own)
+			}
+		}
+	}
+}
+
+func TestFlowNeedsOnlyTheStandardLibrary(t *testing.T) {
+	for _, p := range packages(t, "-deps", "./flow") {
+		if !p.Standard && p.ImportPath != module+"flow" {
+			t.Errorf("flow depends on %s", p.ImportPath)
+		}
+	}
+}
+
+func TestTheAgentNeedsNoDatabaseAndNoClient(t *testing.T) {
+	for _, p := range packages(t, "-deps", "./cmd/flowaudit-agent") {
+		for _, banned := range []string{"github.com/duckdb", "k8s.io/client-go/kubernetes"} {
+			if strings.HasPrefix(p.ImportPath, banned) {
+				t.Errorf("the agent depends on %s", p.ImportPath)
+			}
+		}
+	}
+}
+
+func TestNamesSayWhatAPackageIsFor(t *testing.T) {
+	for _, p := range packages(t, "./...") {
+		if slices.Contains([]string{"utils", "util", "common", "helpers", "types", "manager", "misc"}, p.Name) {
+			t.Errorf("%s: the name says nothing", p.ImportPath)
+		}
+	}
+}
+
+func TestEveryPackageSaysItsDutyInOneSentence(t *testing.T) {
+	docs := make(map[string][]string)
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (path == "tools" || path != "." && strings.HasPrefix(d.Name(), ".")) {
+			return fs.SkipDir
+		}
+		if d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.PackageClauseOnly|parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		dir := filepath.Dir(path)
+		docs[dir] = append(docs[dir], doc(file)...)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir, said := range docs {
+		if len(said) != 1 {
+			t.Errorf("%s has %d package comments, want one", dir, len(said))
+		}
+		for _, s := range said {
+			if strings.Count(s, ". ")+1 != 1 || !strings.HasSuffix(strings.TrimSpace(s), ".") {
+				t.Errorf("%s: the package comment is not one sentence: %q", dir, s)
+			}
+		}
+	}
+}
+
+// doc is a file's package comment; generated files speak of their source.
+func doc(file *ast.File) []string {
+	if file.Doc == nil || ast.IsGenerated(file) {
+		return nil
+	}
+	return []string{strings.Join(strings.Fields(file.Doc.Text()), " ")}
+}
+
+func TestReadmeCommandsExist(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	makefile, err := os.ReadFile("Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []string{"help", "build", "demo", "test", "lint", "bench", "soak", "generate", "clean"} {
+		if !strings.Contains(string(makefile), "\n"+target+":") {
+			t.Errorf("Makefile has no target %s", target)
+		}
+	}
+	for _, line := range strings.Split(string(readme), "\n") {
+		if target, is := strings.CutPrefix(strings.TrimSpace(line), "make "); is && !strings.Contains(string(makefile), "\n"+strings.Fields(target)[0]+":") {
+			t.Errorf("README says make %s, which is no target", target)
+		}
+	}
+}
