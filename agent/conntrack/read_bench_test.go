@@ -24,8 +24,10 @@ func BenchmarkKernelRead(b *testing.B) {
 		b.Fatal(err)
 	}
 	// The server answers nothing: what is measured is told by NEW and DESTROY.
-	if err := node.Pods[1].NFT(`table inet quiet { chain in { type filter hook input priority 0; meta l4proto udp drop
-	} }`); err != nil {
+	if err := node.Pods[1].NFT(`table inet quiet {
+	chain in1 { type filter hook input priority 0; meta l4proto udp drop
+	}
+}`); err != nil {
 		b.Fatal(err)
 	}
 	open := func(b *testing.B) *Source {
