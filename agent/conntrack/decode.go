@@ -54,17 +54,30 @@ const (
 	ctaProtoinfoTCPState = 1
 )
 
-// Faults of a message. They are values, so that a flood of bad messages costs
-// no allocation.
+// Faults of a message.
 var (
-	errType     = errors.New("message: neither new, update nor delete")
-	errOriginal = errors.New("CTA_TUPLE_ORIG: missing or without addresses")
-	errReply    = errors.New("CTA_TUPLE_REPLY: missing or without addresses")
-	errLength   = errors.New("attribute of another length than its type has")
+	errType    = errors.New("message: neither new, update nor delete")
+	errMissing = errors.New("missing or without addresses")
+	errLength  = errors.New("a value of another length than its type has")
 )
 
+// attributeNames are the names of the attributes that are read.
+var attributeNames = map[uint16]string{
+	ctaTupleOrig:     "CTA_TUPLE_ORIG",
+	ctaTupleReply:    "CTA_TUPLE_REPLY",
+	ctaStatus:        "CTA_STATUS",
+	ctaProtoinfo:     "CTA_PROTOINFO",
+	ctaMark:          "CTA_MARK",
+	ctaCountersOrig:  "CTA_COUNTERS_ORIG",
+	ctaCountersReply: "CTA_COUNTERS_REPLY",
+	ctaID:            "CTA_ID",
+	ctaZone:          "CTA_ZONE",
+}
+
 // Decode reads one ctnetlink message, from its nfgenmsg on, into o, which must
-// be empty but for Time. An error names the attribute at fault.
+// be empty but for Time. It allocates nothing. CTA_TIMESTAMP is not read: it
+// exists only where nf_conntrack_timestamp is on, and tells when a connection
+// began, not when the event was. An error names the attribute at fault.
 func Decode(h nlmsg.Header, message []byte, o *flow.Observation) error {
 	o.Source = flow.SourceConntrack
 	switch {
@@ -87,17 +100,17 @@ func Decode(h nlmsg.Header, message []byte, o *flow.Observation) error {
 		var typ uint16
 		var p []byte
 		if typ, p, rest, err = nlmsg.Attribute(rest); err != nil {
-			return err
+			return fmt.Errorf("attribute: %w", err)
 		}
 		if err := decodeAttribute(typ, p, o); err != nil {
-			return err
+			return fmt.Errorf("%s: %w", attributeNames[typ], err)
 		}
 	}
 	switch {
 	case !o.Original.Src.IsValid() || !o.Original.Dst.IsValid():
-		return errOriginal
+		return fmt.Errorf("%s: %w", attributeNames[ctaTupleOrig], errMissing)
 	case !o.Reply.Src.IsValid() || !o.Reply.Dst.IsValid():
-		return errReply
+		return fmt.Errorf("%s: %w", attributeNames[ctaTupleReply], errMissing)
 	}
 	return nil
 }

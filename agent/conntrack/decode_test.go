@@ -117,9 +117,9 @@ func TestDecodeNamesWhatIsWrong(t *testing.T) {
 		{"nothing", messageDelete, nil, "nfgenmsg: length does not fit the message"},
 		{"no original tuple", messageDelete, message(reply), "CTA_TUPLE_ORIG: missing or without addresses"},
 		{"no reply tuple", messageDelete, message(orig), "CTA_TUPLE_REPLY: missing or without addresses"},
-		{"a lying length", messageDelete, message(orig, reply, lying), "length does not fit the message"},
-		{"a status of two bytes", messageDelete, message(orig, reply, attr(ctaStatus, u16(1))), "attribute of another length than its type has"},
-		{"an address of three bytes", messageDelete, message(attr(ctaTupleOrig, attr(ctaTupleIP, attr(ctaIPv4Src, []byte{1, 2, 3})))), "attribute of another length than its type has"},
+		{"a lying length", messageDelete, message(orig, reply, lying), "attribute: length does not fit the message"},
+		{"a status of two bytes", messageDelete, message(orig, reply, attr(ctaStatus, u16(1))), "CTA_STATUS: a value of another length than its type has"},
+		{"an address of three bytes", messageDelete, message(attr(ctaTupleOrig, attr(ctaTupleIP, attr(ctaIPv4Src, []byte{1, 2, 3})))), "CTA_TUPLE_ORIG: a value of another length than its type has"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			err := Decode(nlmsg.Header{Type: c.typ}, c.message, new(flow.Observation))

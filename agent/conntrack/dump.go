@@ -28,55 +28,68 @@ func (s *Source) keepDumping(ctx context.Context) error {
 	defer s.dumps.StopWith(ctx)()
 	ticker := time.NewTicker(s.o.DumpInterval)
 	defer ticker.Stop()
+	out := s.o.Deliver(nil)
 	for {
-		if err := s.dump(); err != nil && ctx.Err() == nil {
-			return err
-		}
-		select {
-		case <-ticker.C:
-		case <-s.heal:
-			// A storm ends with a dump of its own: let it pass first.
-			select {
-			case <-time.After(healInterval):
-			case <-ctx.Done():
-			}
-			select {
-			case <-s.heal:
-			default:
-			}
-		case <-ctx.Done():
-		}
+		var err error
+		out, err = s.dump(out)
 		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("dump conntrack: %w", err)
+		}
+		if !s.dumpIsDue(ctx, ticker.C, time.Now()) {
 			return nil
 		}
 	}
 }
 
+// dumpIsDue waits for the time of the next dump: the interval's, or at once
+// after a loss. A storm of losses dumps once in a healInterval, and once when
+// it is over. It returns false when ctx ends.
+func (s *Source) dumpIsDue(ctx context.Context, interval <-chan time.Time, last time.Time) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-interval:
+		return true
+	case <-s.heal:
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(time.Until(last.Add(healInterval))):
+	}
+	select {
+	case <-s.heal: // the coming dump answers it too
+	default:
+	}
+	return true
+}
+
 // dump delivers the whole table between DumpBegin and DumpEnd. A dump that
 // stays incomplete has no end: nothing may be concluded from it.
-func (s *Source) dump() error {
+func (s *Source) dump(out []flow.Observation) ([]flow.Observation, error) {
 	for range maxTries {
 		// Told, and taken in, before the kernel is asked: whatever ends after
 		// this moment is known to have ended during the dump.
-		out := s.mark(flow.EventDumpBegin, s.o.Deliver(nil))
+		out = s.mark(flow.EventDumpBegin, out)
 		if err := request(s.dumps.Conn); err != nil {
-			return err
+			return out, err
 		}
-		out, err := s.readDump(out)
-		if errors.Is(err, errInterrupted) {
-			s.o.Deliver(out)
-			continue
+		var err error
+		out, err = s.readDump(out)
+		switch {
+		case err == nil:
+			return s.mark(flow.EventDumpEnd, out), nil
+		case !errors.Is(err, errInterrupted):
+			return out, err
 		}
-		if err != nil {
-			s.o.Deliver(out)
-			return fmt.Errorf("dump conntrack: %w", err)
-		}
-		s.o.Deliver(s.mark(flow.EventDumpEnd, s.o.Deliver(out)))
-		return nil
 	}
-	return nil
+	return out, nil
 }
 
+// mark delivers an event of the dump itself, and what is in out before it.
 func (s *Source) mark(e flow.Event, out []flow.Observation) []flow.Observation {
 	return s.o.Deliver(append(out, flow.Observation{Source: flow.SourceConntrack, Event: e, Time: time.Now().UnixNano()}))
 }
@@ -112,32 +125,48 @@ func (s *Source) readDump(out []flow.Observation) ([]flow.Observation, error) {
 			b = rest
 			interrupted = interrupted || header.Flags&unix.NLM_F_DUMP_INTR != 0
 			switch header.Type {
-			case unix.NLMSG_DONE:
+			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+				if err := errorOf(payload); err != nil {
+					return out, err
+				}
 				if interrupted {
 					return out, errInterrupted
 				}
 				return out, nil
-			case unix.NLMSG_ERROR:
-				return out, errorOf(payload)
 			}
-			if len(out) == cap(out) {
-				out = s.o.Deliver(out)
-			}
-			out = append(out, flow.Observation{Time: at})
-			if err := Decode(header, payload, &out[len(out)-1]); err != nil {
-				s.fault(err)
-				out = out[:len(out)-1]
-				continue
-			}
-			s.dumped.Add(1)
+			out = s.entry(header, payload, at, out)
 		}
 	}
 }
 
-// errorOf reads a struct nlmsgerr: a negative errno in host order.
+// entry appends one entry of a dump to out. What the filter keeps from the
+// events has no place in the dump either.
+func (s *Source) entry(header nlmsg.Header, payload []byte, at int64, out []flow.Observation) []flow.Observation {
+	if len(out) == cap(out) {
+		out = s.o.Deliver(out)
+	}
+	out = append(out, flow.Observation{Time: at})
+	o := &out[len(out)-1]
+	err := Decode(header, payload, o)
+	if err != nil {
+		s.fault(err)
+	} else {
+		s.dumped.Add(1)
+	}
+	if err != nil || o.Original.Src.IsLoopback() && o.Reply.Src.IsLoopback() {
+		out = out[:len(out)-1]
+	}
+	return out
+}
+
+// errorOf reads what NLMSG_DONE and struct nlmsgerr begin with: 0, or a
+// negative errno, in host order.
 func errorOf(payload []byte) error {
 	if len(payload) < 4 {
 		return nlmsg.ErrTruncated
 	}
-	return syscall.Errno(-int32(binary.NativeEndian.Uint32(payload)))
+	if code := int32(binary.NativeEndian.Uint32(payload)); code < 0 {
+		return syscall.Errno(-code)
+	}
+	return nil
 }

@@ -2,6 +2,7 @@ package conntrack
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -19,66 +20,101 @@ const (
 
 // filter drops in the kernel what nobody needs:
 //
-//   - updates of TCP connections that are established or later. That a reply
-//     was seen came with SYN_RECV, and the end comes with a DESTROY; a
-//     connection picked up in the middle tells its reply in an update without
-//     a state. This is four of the seven events of a connection.
-//   - events of connections from a loopback address: they never leave the host.
+//   - connections within the loopback: source and real destination are both
+//     127.0.0.0/8, or the source is ::1. No policy rules them. One that is
+//     translated to another host's address, as a node port on localhost is,
+//     leaves the host and passes.
+//   - updates that do not tell the first reply, which is all that an update is
+//     read for. Without IPS_SEEN_REPLY there was none (a mark or label
+//     changed). With IPS_ASSURED it was told before: the kernel sets that bit
+//     at a later packet than the first reply, for every protocol.
+//   - of the rest, updates of a TCP connection that is established or closing:
+//     the reply came with SYN_RECV, and the end comes with a DESTROY. A
+//     connection that is picked up in the middle has no change of state with
+//     its first reply, so that update passes.
+//
+// This is four of the seven events of a TCP connection. What a lost or dropped
+// update would have said, the next dump and the DESTROY say too.
 //
 // Everything else passes, also what the program does not understand. The
 // extension loads walk attributes (SKF_AD_NLATTR and SKF_AD_NLATTR_NEST,
 // linux/filter.h): A is where to begin, X the type; A becomes where it is, or 0.
 func filter() ([]bpf.RawInstruction, error) {
 	const pass, drop = 0x40000, 0
-	return assemble([]step{
-		// Loopback: CTA_TUPLE_ORIG → CTA_TUPLE_IP → source address. The
-		// original tuple is always the first attribute that says it.
-		{ins: bpf.LoadConstant{Dst: bpf.RegA, Val: offAttributes}},
-		{ins: bpf.LoadConstant{Dst: bpf.RegX, Val: ctaTupleOrig}},
-		{ins: bpf.LoadExtension{Num: bpf.ExtNetlinkAttr}},
-		{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0}, ifTrue: "update"},
-		{ins: bpf.LoadConstant{Dst: bpf.RegX, Val: ctaTupleIP}},
-		{ins: bpf.LoadExtension{Num: bpf.ExtNetlinkAttrNested}},
-		{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0}, ifTrue: "update"},
-		{ins: bpf.TAX{}},
-		// CTA_TUPLE_IP holds the source first: header, header, address.
-		{ins: bpf.LoadIndirect{Off: 2 * attrHeader, Size: 1}},
-		{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: 127}, ifTrue: "v4?"},
-		{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0}, ifTrue: "v6?", ifFalse: "update"},
-		{label: "v4?", ins: bpf.LoadIndirect{Off: attrHeader, Size: 2}}, // length of the address attribute
-		{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: hostShort(attrHeader + 4)}, ifTrue: "drop", ifFalse: "update"},
-		{label: "v6?", ins: bpf.LoadIndirect{Off: 2 * attrHeader, Size: 4}},
-		{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0}, ifFalse: "update"},
-		{ins: bpf.LoadIndirect{Off: 2*attrHeader + 4, Size: 4}},
-		{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0}, ifFalse: "update"},
-		{ins: bpf.LoadIndirect{Off: 2*attrHeader + 8, Size: 4}},
-		{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0}, ifFalse: "update"},
-		{ins: bpf.LoadIndirect{Off: 2*attrHeader + 12, Size: 4}},
-		{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: 1}, ifTrue: "drop", ifFalse: "update"},
-
-		// Updates: IPCTNL_MSG_CT_NEW without NLM_F_CREATE.
-		{label: "update", ins: bpf.LoadAbsolute{Off: offType, Size: 2}},
-		{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: hostShort(messageNew)}, ifFalse: "pass"},
-		{ins: bpf.LoadAbsolute{Off: offFlags, Size: 2}},
-		{ins: bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: hostShort(unix.NLM_F_CREATE)}, ifTrue: "pass"},
-		{ins: bpf.LoadConstant{Dst: bpf.RegA, Val: offAttributes}},
-		{ins: bpf.LoadConstant{Dst: bpf.RegX, Val: ctaProtoinfo}},
-		{ins: bpf.LoadExtension{Num: bpf.ExtNetlinkAttr}},
-		{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0}, ifTrue: "pass"},
-		{ins: bpf.LoadConstant{Dst: bpf.RegX, Val: ctaProtoinfoTCP}},
-		{ins: bpf.LoadExtension{Num: bpf.ExtNetlinkAttrNested}},
-		{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0}, ifTrue: "pass"},
-		{ins: bpf.LoadConstant{Dst: bpf.RegX, Val: ctaProtoinfoTCPState}},
-		{ins: bpf.LoadExtension{Num: bpf.ExtNetlinkAttrNested}},
-		{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0}, ifTrue: "pass"},
-		{ins: bpf.TAX{}},
-		{ins: bpf.LoadIndirect{Off: attrHeader, Size: 1}},
-		{ins: bpf.JumpIf{Cond: bpf.JumpLessThan, Val: flow.TCPStateEstablished}, ifTrue: "pass"},
-		{ins: bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: flow.TCPStateClose}, ifTrue: "pass", ifFalse: "drop"},
-
+	return assemble(slices.Concat(loopbackSteps(), updateSteps(), []step{
 		{label: "pass", ins: bpf.RetConstant{Val: pass}},
 		{label: "drop", ins: bpf.RetConstant{Val: drop}},
-	})
+	}))
+}
+
+// loopbackSteps go on at update with what is not within the loopback. The
+// kernel writes the source first into CTA_TUPLE_IP.
+func loopbackSteps() []step {
+	const source = 2 * attrHeader // from where CTA_TUPLE_IP begins
+	load := func(off, size int) bpf.Instruction { return bpf.LoadIndirect{Off: uint32(off), Size: size} }
+	equal := func(v uint32) bpf.Instruction { return bpf.JumpIf{Cond: bpf.JumpEqual, Val: v} }
+	return slices.Concat(
+		find("update", ctaTupleOrig, ctaTupleIP),
+		[]step{
+			{ins: load(source, 1)},
+			{ins: equal(127), ifTrue: "v4?"},
+			{ins: equal(0), ifTrue: "v6?", ifFalse: "update"},
+
+			{label: "v4?", ins: load(attrHeader, 2)}, // length of the address attribute
+			{ins: equal(hostShort(attrHeader + 4)), ifFalse: "update"},
+		},
+		find("update", ctaTupleReply, ctaTupleIP),
+		[]step{
+			{ins: load(source, 1)},
+			{ins: equal(127), ifTrue: "drop", ifFalse: "update"},
+
+			{label: "v6?", ins: load(source, 4)},
+			{ins: equal(0), ifFalse: "update"},
+			{ins: load(source+4, 4)},
+			{ins: equal(0), ifFalse: "update"},
+			{ins: load(source+8, 4)},
+			{ins: equal(0), ifFalse: "update"},
+			{ins: load(source+12, 4)},
+			{ins: equal(1), ifTrue: "drop", ifFalse: "update"},
+		})
+}
+
+// updateSteps begin at update. An update is an IPCTNL_MSG_CT_NEW without
+// NLM_F_CREATE.
+func updateSteps() []step {
+	return slices.Concat(
+		[]step{
+			{label: "update", ins: bpf.LoadAbsolute{Off: offType, Size: 2}},
+			{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: hostShort(messageNew)}, ifFalse: "pass"},
+			{ins: bpf.LoadAbsolute{Off: offFlags, Size: 2}},
+			{ins: bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: hostShort(unix.NLM_F_CREATE)}, ifTrue: "pass"},
+		},
+		find("pass", ctaStatus),
+		[]step{
+			{ins: bpf.LoadIndirect{Off: attrHeader, Size: 4}},
+			{ins: bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: flow.StatusSeenReply}, ifFalse: "drop"},
+			{ins: bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: flow.StatusAssured}, ifTrue: "drop"},
+		},
+		find("pass", ctaProtoinfo, ctaProtoinfoTCP, ctaProtoinfoTCPState),
+		[]step{
+			{ins: bpf.LoadIndirect{Off: attrHeader, Size: 1}},
+			{ins: bpf.JumpIf{Cond: bpf.JumpLessThan, Val: flow.TCPStateEstablished}, ifTrue: "pass"},
+			{ins: bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: flow.TCPStateClose}, ifTrue: "pass", ifFalse: "drop"},
+		})
+}
+
+// find leaves in X where the attribute of a path begins, or goes to absent.
+func find(absent string, path ...uint32) []step {
+	steps := []step{{ins: bpf.LoadConstant{Dst: bpf.RegA, Val: offAttributes}}}
+	extension := bpf.ExtNetlinkAttr
+	for _, typ := range path {
+		steps = append(steps,
+			step{ins: bpf.LoadConstant{Dst: bpf.RegX, Val: typ}},
+			step{ins: bpf.LoadExtension{Num: extension}},
+			step{ins: bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0}, ifTrue: absent})
+		extension = bpf.ExtNetlinkAttrNested
+	}
+	return append(steps, step{ins: bpf.TAX{}})
 }
 
 // step is an instruction that others can jump to by its label, and that jumps

@@ -41,7 +41,8 @@ const (
 	eventSize = 8 << 10
 	// dumpSize is what the kernel fills at most in one datagram of a dump.
 	dumpSize = 64 << 10
-	// healInterval keeps a storm of losses from dumping without end.
+	// healInterval lies at least between a dump and the next one after a loss,
+	// so that a storm of losses does not dump without end.
 	healInterval = 2 * time.Second
 )
 
