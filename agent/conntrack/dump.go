@@ -91,7 +91,8 @@ func (s *Source) dump(out []flow.Observation) ([]flow.Observation, error) {
 
 // mark delivers an event of the dump itself, and what is in out before it.
 func (s *Source) mark(e flow.Event, out []flow.Observation) []flow.Observation {
-	return s.o.Deliver(append(out, flow.Observation{Source: flow.SourceConntrack, Event: e, Time: time.Now().UnixNano()}))
+	out = append(s.room(out), flow.Observation{Source: flow.SourceConntrack, Event: e, Time: time.Now().UnixNano()})
+	return s.o.Deliver(out)
 }
 
 // request asks for the entries of both address families.
@@ -142,10 +143,7 @@ func (s *Source) readDump(out []flow.Observation) ([]flow.Observation, error) {
 // entry appends one entry of a dump to out. What the filter keeps from the
 // events has no place in the dump either.
 func (s *Source) entry(header nlmsg.Header, payload []byte, at int64, out []flow.Observation) []flow.Observation {
-	if len(out) == cap(out) {
-		out = s.o.Deliver(out)
-	}
-	out = append(out, flow.Observation{Time: at})
+	out = append(s.room(out), flow.Observation{Time: at})
 	o := &out[len(out)-1]
 	err := Decode(header, payload, o)
 	if err != nil {

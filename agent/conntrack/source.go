@@ -193,17 +193,22 @@ func (s *Source) decode(b []byte, at int64, out []flow.Observation) []flow.Obser
 			break
 		}
 		b = rest
-		if len(out) == cap(out) {
-			out = s.o.Deliver(out)
-		}
 		s.read.Add(1)
-		out = append(out, flow.Observation{Time: at})
+		out = append(s.room(out), flow.Observation{Time: at})
 		if err := Decode(header, payload, &out[len(out)-1]); err != nil {
 			s.fault(err)
 			out = out[:len(out)-1]
 		}
 	}
 	return out
+}
+
+// room delivers a full slice, so that appending never makes a longer one.
+func (s *Source) room(out []flow.Observation) []flow.Observation {
+	if len(out) < cap(out) {
+		return out
+	}
+	return s.o.Deliver(out)
 }
 
 // overrun takes in that events were lost, and asks for a dump that shows what
