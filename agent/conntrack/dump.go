@@ -74,7 +74,7 @@ func (s *Source) dump(out []flow.Observation) ([]flow.Observation, error) {
 		// Told, and taken in, before the kernel is asked: whatever ends after
 		// this moment is known to have ended during the dump.
 		out = s.mark(flow.EventDumpBegin, out)
-		if err := request(s.dumps.Conn); err != nil {
+		if err := request(s.dumps); err != nil {
 			return out, err
 		}
 		var err error
@@ -96,8 +96,8 @@ func (s *Source) mark(e flow.Event, out []flow.Observation) []flow.Observation {
 }
 
 // request asks for the entries of both address families.
-func request(conn *netlink.Conn) error {
-	_, err := conn.Send(netlink.Message{
+func request(r *nlmsg.Reader) error {
+	err := r.Send(netlink.Message{
 		Header: netlink.Header{Type: netlink.HeaderType(getMessage), Flags: netlink.Request | netlink.Dump},
 		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
 	})

@@ -100,7 +100,9 @@ func TestFilter(t *testing.T) {
 		return append(tuple6(ctaTupleOrig, src, dst, 128, 0), tuple6(ctaTupleReply, dst, src, 129, 0)...)
 	}
 	status := func(bits uint32) []byte { return attr(ctaStatus, u32(flow.StatusConfirmed|bits)) }
-	state := func(s uint8) []byte { return attr(ctaProtoinfo, attr(ctaProtoinfoTCP, attr(ctaProtoinfoTCPState, []byte{s}))) }
+	state := func(s uint8) []byte {
+		return attr(ctaProtoinfo, attr(ctaProtoinfoTCP, attr(ctaProtoinfoTCPState, []byte{s})))
+	}
 	pods := tuples("10.0.0.1", "10.0.0.2", "10.0.0.2")
 	for _, c := range []struct {
 		name       string

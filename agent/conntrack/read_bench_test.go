@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/test/netlab"
 )
@@ -47,13 +45,15 @@ func BenchmarkKernelRead(b *testing.B) {
 	}
 	b.Run("bare", func(b *testing.B) {
 		s := open(b)
-		bare := bareReader{buf: make([]byte, eventSize)}
-		raw, err := s.events.SyscallConn()
-		if err != nil {
-			b.Fatal(err)
-		}
+		bare := bareReader{}
 		measure(b, node, func(waiting int) {
-			_ = raw.Read(func(fd uintptr) bool { bare.read(int(fd), waiting); return true })
+			for range waiting {
+				datagram, err := s.events.Poll()
+				if err != nil {
+					b.Fatal(err)
+				}
+				bare.take(datagram)
+			}
 		})
 	})
 	b.Run("source", func(b *testing.B) {
@@ -73,20 +73,13 @@ func BenchmarkKernelRead(b *testing.B) {
 	})
 }
 
-// bareReader reads events and keeps the addresses of the original tuple.
-type bareReader struct {
-	buf      []byte
-	src, dst uint32
-}
+// bareReader keeps the addresses of the original tuple.
+type bareReader struct{ src, dst uint32 }
 
-func (r *bareReader) read(fd, events int) {
+func (r *bareReader) take(event []byte) {
 	const original = offAttributes + 3*attrHeader // CTA_TUPLE_ORIG, CTA_TUPLE_IP, source
-	for range events {
-		n, err := unix.Read(fd, r.buf)
-		if err != nil || n < original+12 {
-			return
-		}
-		r.src, r.dst = binary.NativeEndian.Uint32(r.buf[original:]), binary.NativeEndian.Uint32(r.buf[original+8:])
+	if len(event) >= original+12 {
+		r.src, r.dst = binary.NativeEndian.Uint32(event[original:]), binary.NativeEndian.Uint32(event[original+8:])
 	}
 }
 

@@ -54,8 +54,8 @@ type Stats struct {
 // Source reads events and dumps.
 type Source struct {
 	o      Options
-	events socket
-	dumps  socket
+	events *nlmsg.Reader
+	dumps  *nlmsg.Reader
 	heal   chan struct{} // asks for a dump after a loss
 
 	read, dumped, malformed, overruns atomic.Uint64
@@ -74,50 +74,41 @@ func Open(o Options) (*Source, error) {
 	}
 	s := &Source{o: o, heal: make(chan struct{}, 1)}
 	var err error
-	if s.dumps, err = dial(dumpSize); err != nil {
+	if s.dumps, err = open(dumpSize, func(*netlink.Conn) error { return nil }); err != nil {
 		return nil, err
 	}
-	if s.events, err = dial(eventSize); err != nil {
+	if s.events, err = open(eventSize, s.listen); err != nil {
 		return nil, errors.Join(err, s.dumps.Close())
-	}
-	if err := s.listen(); err != nil {
-		return nil, errors.Join(err, s.dumps.Close(), s.events.Close())
 	}
 	return s, nil
 }
 
-// socket is a netlink socket and the reader of its datagrams.
-type socket struct {
-	*netlink.Conn
-	*nlmsg.Reader
-}
-
-func dial(datagram int) (socket, error) {
+// open opens a socket, configures it and makes a reader of it.
+func open(datagram int, configure func(*netlink.Conn) error) (*nlmsg.Reader, error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
-		return socket{}, fmt.Errorf("open conntrack socket: %w", err)
+		return nil, fmt.Errorf("open conntrack socket: %w", err)
 	}
-	reader, err := nlmsg.NewReader(conn, datagram)
-	if err != nil {
-		return socket{}, errors.Join(err, conn.Close())
+	if err := configure(conn); err != nil {
+		return nil, errors.Join(err, conn.Close())
 	}
-	return socket{conn, reader}, nil
+	return nlmsg.NewReader(conn, datagram)
 }
 
 // listen joins the events that the filter lets pass.
-func (s *Source) listen() error {
-	if err := nlmsg.ReceiveBuffer(s.events.Conn, s.o.ReceiveBuffer); err != nil {
+func (s *Source) listen(conn *netlink.Conn) error {
+	if err := nlmsg.ReceiveBuffer(conn, s.o.ReceiveBuffer); err != nil {
 		return err
 	}
 	program, err := filter()
 	if err != nil {
 		return fmt.Errorf("assemble socket filter: %w", err)
 	}
-	if err := s.events.SetBPF(program); err != nil {
+	if err := conn.SetBPF(program); err != nil {
 		return fmt.Errorf("set socket filter: %w", err)
 	}
 	for _, g := range []netfilter.NetlinkGroup{netfilter.GroupCTNew, netfilter.GroupCTUpdate, netfilter.GroupCTDestroy} {
-		if err := s.events.JoinGroup(uint32(g)); err != nil {
+		if err := conn.JoinGroup(uint32(g)); err != nil {
 			return fmt.Errorf("join conntrack events: %w: the agent needs CAP_NET_ADMIN in this network namespace", err)
 		}
 	}
@@ -157,7 +148,7 @@ func (s *Source) readEvents(ctx context.Context) error {
 		case err == nil:
 		case errors.Is(err, unix.ENOBUFS):
 			s.overrun(good, time.Now())
-		case ctx.Err() != nil && nlmsg.Stopped(err):
+		case errors.Is(err, nlmsg.ErrStopped):
 			return nil
 		default:
 			return fmt.Errorf("read conntrack events: %w", err)

@@ -51,7 +51,6 @@ type Stats struct {
 // Source reads one group.
 type Source struct {
 	o       Options
-	socket  *nflog.Nflog
 	reader  *nlmsg.Reader
 	decoder *decoder
 	next    uint32 // sequence number that should come
@@ -75,23 +74,14 @@ func Open(o Options) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open NFLOG socket: %w", err)
 	}
-	s := &Source{o: o, socket: socket, decoder: newDecoder(o.Group)}
-	if err := s.configure(); err != nil {
+	if err := errors.Join(nlmsg.ReceiveBuffer(socket.Con, o.ReceiveBuffer), bind(socket.Con, o.Group.Number)); err != nil {
 		return nil, errors.Join(err, socket.Con.Close())
 	}
+	s := &Source{o: o, decoder: newDecoder(o.Group)}
+	if s.reader, err = nlmsg.NewReader(socket.Con, 2*kernelBuffer); err != nil {
+		return nil, err
+	}
 	return s, nil
-}
-
-func (s *Source) configure() error {
-	if err := nlmsg.ReceiveBuffer(s.socket.Con, s.o.ReceiveBuffer); err != nil {
-		return err
-	}
-	if err := bind(s.socket.Con, s.o.Group.Number); err != nil {
-		return err
-	}
-	var err error
-	s.reader, err = nlmsg.NewReader(s.socket.Con, 2*kernelBuffer)
-	return err
 }
 
 // Name returns nflog: and the group's number.
@@ -104,7 +94,7 @@ func (s *Source) Stats() Stats {
 
 // Run reads until ctx ends, and closes the source.
 func (s *Source) Run(ctx context.Context) error {
-	defer s.socket.Con.Close()
+	defer s.reader.Close()
 	defer s.reader.StopWith(ctx)()
 	s.good = time.Now()
 	out := s.o.Deliver(nil)
@@ -117,7 +107,7 @@ func (s *Source) Run(ctx context.Context) error {
 			out = s.o.Deliver(out)
 		case errors.Is(err, unix.ENOBUFS):
 			s.overrun(now)
-		case ctx.Err() != nil && nlmsg.Stopped(err):
+		case errors.Is(err, nlmsg.ErrStopped):
 			s.tell()
 			return nil
 		default:

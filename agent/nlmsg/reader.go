@@ -2,83 +2,134 @@ package nlmsg
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
-	"syscall"
+	"sync"
 	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// Reader reads datagrams of a netlink socket into one buffer.
+// pace lies at least between two waits. Events come one in a datagram, and
+// waking for each costs several times what reading it does.
+const pace = 5 * time.Millisecond
+
+// ErrStopped is what Next returns after its context ended.
+var ErrStopped = errors.New("reader was stopped")
+
+// Reader reads datagrams of a netlink socket into one buffer. It waits with
+// poll(2) on a thread of its own: the runtime's poller would be woken by each
+// message, also while nobody waits for one.
 type Reader struct {
-	conn *netlink.Conn
-	raw  syscall.RawConn
+	fd   int
 	buf  []byte
-	n    int
-	err  error
-	wait func(fd uintptr) bool // made once: a closure a read would be an allocation a read
-	poll func(fd uintptr) bool
+	woke time.Time
+	wait [2]unix.PollFd // the socket, and the eventfd that stops
+
+	mu     sync.Mutex // between a stop and Close
+	closed bool
 }
 
-// NewReader reads from conn; size bounds one datagram.
+// NewReader takes the socket of conn over and closes conn, also when it fails.
+// size bounds one datagram.
 func NewReader(conn *netlink.Conn, size int) (*Reader, error) {
+	fd, err := detach(conn)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("take socket over: %w", err), conn.Close())
+	}
+	if err := conn.Close(); err != nil {
+		return nil, errors.Join(fmt.Errorf("take socket over: %w", err), unix.Close(fd))
+	}
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make eventfd: %w", err), unix.Close(fd))
+	}
+	return &Reader{
+		fd: fd, buf: make([]byte, size),
+		wait: [2]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}},
+	}, nil
+}
+
+// detach gives a second descriptor of the socket, which stays open, and
+// unknown to the runtime's poller, when conn is closed.
+func detach(conn *netlink.Conn) (fd int, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return nil, fmt.Errorf("get socket: %w", err)
+		return -1, err
 	}
-	r := &Reader{conn: conn, raw: raw, buf: make([]byte, size)}
-	r.wait = func(fd uintptr) bool { return r.read(fd) != unix.EAGAIN }
-	r.poll = func(fd uintptr) bool { r.read(fd); return true }
-	return r, nil
-}
-
-// read uses read(2): it needs no address, and so no allocation.
-func (r *Reader) read(fd uintptr) error {
-	for {
-		r.n, r.err = unix.Read(int(fd), r.buf)
-		if r.err != unix.EINTR {
-			return r.err
-		}
-	}
+	ctlErr := raw.Control(func(old uintptr) {
+		fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	return fd, errors.Join(ctlErr, err)
 }
 
 // Next waits for a datagram. It aliases the reader's buffer and is valid until
 // the next call. ENOBUFS says that messages before it were lost.
 func (r *Reader) Next() ([]byte, error) {
-	if err := r.raw.Read(r.wait); err != nil {
-		return nil, err
+	for {
+		b, err := r.Poll()
+		if !errors.Is(err, unix.EAGAIN) {
+			return b, err
+		}
+		time.Sleep(pace - time.Since(r.woke))
+		_, err = unix.Poll(r.wait[:], -1)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return nil, err
+		}
+		if r.wait[1].Revents != 0 {
+			return nil, ErrStopped
+		}
+		r.woke = time.Now()
 	}
-	return r.result()
 }
 
 // Poll is Next without waiting: EAGAIN says that there is nothing.
 func (r *Reader) Poll() ([]byte, error) {
-	if err := r.raw.Read(r.poll); err != nil {
-		return nil, err
+	for {
+		// read(2) needs no address, and so no allocation.
+		n, err := unix.Read(r.fd, r.buf)
+		if err == nil {
+			return r.buf[:n], nil
+		}
+		if err != unix.EINTR {
+			return nil, err
+		}
 	}
-	return r.result()
 }
 
-func (r *Reader) result() ([]byte, error) {
-	if r.err != nil {
-		return nil, r.err
+// Send sends a message to the kernel; answers come with Next.
+func (r *Reader) Send(m netlink.Message) error {
+	m.Header.Length = uint32(unix.NLMSG_HDRLEN + len(m.Data))
+	b, err := m.MarshalBinary()
+	if err != nil {
+		return err
 	}
-	return r.buf[:r.n], nil
+	return unix.Sendto(r.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 }
 
-// StopWith makes a waiting Next return os.ErrDeadlineExceeded when ctx ends.
-// The returned function undoes that.
+// StopWith makes Next return ErrStopped when ctx ends. The returned function
+// undoes that.
 func (r *Reader) StopWith(ctx context.Context) (undo func() bool) {
-	return context.AfterFunc(ctx, func() { _ = r.conn.SetReadDeadline(time.Unix(1, 0)) })
+	return context.AfterFunc(ctx, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if !r.closed {
+			_, _ = unix.Write(int(r.wait[1].Fd), binary.NativeEndian.AppendUint64(nil, 1)) // an eventfd takes a first one always
+		}
+	})
 }
 
-// Stopped reports whether err is what Next returns after its context ended, or
-// the socket was closed.
-func Stopped(err error) bool {
-	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed)
+// Close closes the socket. No Next may be waiting.
+func (r *Reader) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil
+	}
+	r.closed = true
+	return errors.Join(unix.Close(r.fd), unix.Close(int(r.wait[1].Fd)))
 }
 
 // ReceiveBuffer sets the size of the socket's receive buffer, beyond
