@@ -37,7 +37,6 @@ type connState uint8
 const (
 	connPending connState = iota // tracked, no reply yet
 	connCounted                  // its verdict is known and it was counted in a flow
-	connEnded                    // ended without a reply; counted when the grace time is over
 )
 
 // conn is one live connection. It holds no pointer, so that the garbage
@@ -49,12 +48,12 @@ type conn struct {
 	sent       flow.Counters
 	received   flow.Counters // counters that flows already contain
 	id         uint32        // CTA_ID
+	slot       uint32        // where the table holds it
 	dump       uint32        // the last dump that named it, or that ran when an event did
 	dstPort    uint16        // after DNAT; ICMP type and code
 	state      connState
 	verdict    flow.Verdict // of a counted connection
 	reason     flow.Reason  // why it has that verdict
-	counted    bool         // counters were told
 	found      bool         // a dump told of it before an event did
 }
 
@@ -101,15 +100,14 @@ func (t *connTable) add(k *connKey) *conn {
 	t.free = t.free[:len(t.free)-1]
 	t.index[*k] = i
 	c := t.at(i)
-	*c = conn{}
+	*c = conn{slot: i}
 	return c
 }
 
-func (t *connTable) remove(k *connKey) {
-	if i, ok := t.index[*k]; ok {
-		delete(t.index, *k)
-		t.free = append(t.free, i)
-	}
+// remove takes a connection that is in the table out of it.
+func (t *connTable) remove(k *connKey, c *conn) {
+	delete(t.index, *k)
+	t.free = append(t.free, c.slot)
 }
 
 // addr gives an address back as netip has it.

@@ -39,11 +39,11 @@ func (t *table) dumpEnd(at int64) {
 	clear(t.ended)
 	for k, i := range t.conns.index {
 		c := t.conns.at(i)
-		if t.dump-c.dump < 2 || c.state == connEnded {
+		if t.dump-c.dump < 2 {
 			continue
 		}
 		t.finish(&k, c, at)
-		t.conns.remove(&k)
+		t.conns.remove(&k, c)
 	}
 	if t.dump == 1 {
 		t.finishKnown(at)
@@ -77,17 +77,7 @@ func (t *table) unanswered(k *connKey, c *conn, at int64) {
 	if reason == flow.ReasonNone {
 		reason = flow.ReasonNoReply
 	}
-	ended := c.state == connEnded
 	t.count(k, c, flow.VerdictUnanswered, reason, at)
-	if ended && c.counted {
-		// Its counters were kept when it ended; they are not in a flow yet.
-		f, _ := t.flowOf(k, c, flow.VerdictUnanswered, at)
-		f.Counted = true
-		f.Sent.Packets += c.sent.Packets
-		f.Sent.Bytes += c.sent.Bytes
-		f.Received.Packets += c.received.Packets
-		f.Received.Bytes += c.received.Bytes
-	}
 }
 
 // expire decides connections whose grace time is over. Looking at all of them
@@ -99,11 +89,7 @@ func (t *table) expire(now int64) {
 		if c.state == connCounted || c.start > deadline {
 			continue
 		}
-		ended := c.state == connEnded
 		t.unanswered(&k, c, c.start)
-		if ended {
-			t.conns.remove(&k)
-		}
 	}
 }
 
@@ -153,12 +139,8 @@ func (t *table) takeRefused() uint64 {
 // cannot keep its state.
 func (t *table) pendingFlows(now time.Time) {
 	for k, i := range t.conns.index {
-		c := t.conns.at(i)
-		switch c.state {
-		case connPending:
+		if c := t.conns.at(i); c.state == connPending {
 			t.count(&k, c, flow.VerdictUnknown, flow.ReasonPending, now.UnixNano())
-		case connEnded:
-			t.unanswered(&k, c, c.start)
 		}
 	}
 }

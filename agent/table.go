@@ -134,19 +134,15 @@ func (t *table) connection(o *flow.Observation) {
 	k := keyOf(o)
 	c := t.conns.get(&k)
 	if c != nil && c.id != o.ID {
-		// The tuple is used again, and the end of the last one was not seen or
-		// is still within its grace time.
+		// The tuple is used again, and the end of the last one was not seen.
 		t.finish(&k, c, o.Time)
-		t.conns.remove(&k)
+		t.conns.remove(&k, c)
 		c = nil
 	}
 	if c == nil {
 		if c = t.begin(&k, o); c == nil {
 			return
 		}
-	}
-	if c.state == connEnded {
-		return // an older event of a connection that is over
 	}
 	if o.Event == flow.EventNew && c.found {
 		// It began after this agent did, and the dump was only faster.
@@ -233,7 +229,6 @@ func (t *table) takeCounters(k *connKey, c *conn, o *flow.Observation) {
 	if !o.Counted {
 		return
 	}
-	c.counted = true
 	if c.state != connCounted {
 		return
 	}
@@ -276,16 +271,13 @@ func (t *table) destroyed(o *flow.Observation) {
 		}
 	}
 	t.learn(&k, c, o)
-	if c.state == connCounted {
-		t.conns.remove(&k)
-		return
+	if c.state == connPending {
+		c.reason = flow.ReasonNoReply
+		if o.Protocol == flow.TCP && o.TCPState == flow.TCPStateClose {
+			c.reason = flow.ReasonReset
+		}
+		t.unanswered(&k, c, c.start)
+		t.takeCounters(&k, c, o)
 	}
-	c.state = connEnded
-	c.reason = flow.ReasonNoReply
-	if o.Protocol == flow.TCP && o.TCPState == flow.TCPStateClose {
-		c.reason = flow.ReasonReset
-	}
-	if o.Counted {
-		c.sent, c.received = o.Sent, o.Received
-	}
+	t.conns.remove(&k, c)
 }

@@ -256,11 +256,10 @@ func TestConnections(t *testing.T) {
 		c.say(25, flow.EventUpdate, replied)
 		wantRows(t, s.closeWindow(clock(30)), row{web, out, 80, flow.VerdictAllowed, flow.ReasonReply, 1, 0})
 	})
-	t.Run("a RST as the only reply is unanswered, told when the other node had time to tell", func(t *testing.T) {
+	t.Run("a RST as the only reply is unanswered, known when the connection ends", func(t *testing.T) {
 		s := newScene(nil)
 		s.track(web, far, 4000, 80).say(5, flow.EventNew, nil).say(5, flow.EventDestroy, reset)
-		wantRows(t, s.closeWindow(clock(10)))
-		wantRows(t, s.closeWindow(clock(20)), row{web, far, 80, flow.VerdictUnanswered, flow.ReasonReset, 1, 0})
+		wantRows(t, s.closeWindow(clock(10)), row{web, far, 80, flow.VerdictUnanswered, flow.ReasonReset, 1, 0})
 		if s.conns.len() != 0 {
 			t.Errorf("%d connections are kept after their end", s.conns.len())
 		}

@@ -2,13 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/flowaudit/flowaudit/agent/conntrack"
@@ -17,59 +16,55 @@ import (
 )
 
 // bareReader is the argument that makes this program a bare reader of
-// conntrack events: it reads and decodes in place, and counts.
+// conntrack events: read(2), decode in place, count, and nothing else.
 const bareReader = "bare-reader"
 
 func readBare() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	n, err := countEvents(ctx)
-	fmt.Println(n)
-	if err != nil {
+	var n atomic.Uint64
+	failed := make(chan error, 1)
+	go func() { failed <- countEvents(&n) }()
+	select {
+	case <-ctx.Done():
+		fmt.Println(n.Load())
+		return 0
+	case err := <-failed:
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	return 0
 }
 
-func countEvents(ctx context.Context) (n uint64, err error) {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+func countEvents(n *atomic.Uint64) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if err := nlmsg.ReceiveBuffer(conn, 32<<20); err != nil {
-		return 0, err
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20); err != nil {
+		return err
 	}
-	for group := uint32(1); group <= 3; group++ { // NFNLGRP_CONNTRACK_NEW, _UPDATE, _DESTROY
-		if err := conn.JoinGroup(group); err != nil {
-			return 0, err
-		}
+	const events = 1<<0 | 1<<1 | 1<<2 // NFNLGRP_CONNTRACK_NEW, _UPDATE, _DESTROY
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: events}); err != nil {
+		return err
 	}
-	r, err := nlmsg.NewReader(conn, 8<<10)
-	if err != nil {
-		return 0, err
-	}
-	defer r.Close()
-	defer r.StopWith(ctx)()
+	buf := make([]byte, 8<<10)
 	for {
-		b, err := r.Next()
-		switch {
-		case errors.Is(err, nlmsg.ErrStopped):
-			return n, nil
-		case errors.Is(err, unix.ENOBUFS):
+		size, err := unix.Read(fd, buf)
+		if err == unix.EINTR || err == unix.ENOBUFS {
 			continue
-		case err != nil:
-			return n, err
 		}
-		for len(b) > 0 {
+		if err != nil {
+			return err
+		}
+		for b := buf[:size]; len(b) > 0; {
 			h, payload, rest, err := nlmsg.Message(b)
 			if err != nil {
-				return n, err
+				return err
 			}
 			b = rest
 			var o flow.Observation
 			if conntrack.Decode(h, payload, &o) == nil {
-				n++
+				n.Add(1)
 			}
 		}
 	}

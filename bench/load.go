@@ -7,7 +7,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/ti-mo/conntrack"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
@@ -51,18 +51,20 @@ const (
 	connectionLife = time.Second
 )
 
-// pace calls f for 0, 1, 2 … at a rate.
-func pace(ctx context.Context, rate, total int, f func(n int) error) error {
+// pace calls f for runs of numbers from 0 on, at a rate.
+func pace(ctx context.Context, rate, total int, f func(from, until int) error) error {
+	const burst = 32
 	began := time.Now()
 	for n := 0; n < total && ctx.Err() == nil; {
-		if due := int(time.Since(began).Seconds() * float64(rate)); due <= n {
+		until := min(n+burst, total)
+		if due := int(time.Since(began).Seconds() * float64(rate)); due < until {
 			time.Sleep(100 * time.Microsecond)
 			continue
 		}
-		if err := f(n); err != nil {
+		if err := f(n, until); err != nil {
 			return err
 		}
-		n++
+		n = until
 	}
 	return ctx.Err()
 }
@@ -75,10 +77,12 @@ func (l *lab) begin(ctx context.Context, rate, total int) error {
 			return err
 		}
 		defer unix.Close(r.fd)
-		return pace(ctx, rate, total, func(n int) error {
-			from := connection(n)
-			if err := r.send(from.Addr(), from.Port(), connectionPort); err != nil {
-				return fmt.Errorf("send: %w", err)
+		return pace(ctx, rate, total, func(from, until int) error {
+			for n := from; n < until; n++ {
+				c := connection(n)
+				if err := r.send(c.Addr(), c.Port(), connectionPort); err != nil {
+					return fmt.Errorf("send: %w", err)
+				}
 			}
 			return nil
 		})
@@ -89,20 +93,56 @@ func (l *lab) begin(ctx context.Context, rate, total int) error {
 // collect them in bursts, and take a minute.
 func (l *lab) end(ctx context.Context, rate, total int) error {
 	return l.node.Do(func() error {
-		c, err := conntrack.Dial(nil)
+		c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		return pace(ctx, rate, total, func(n int) error {
-			from := connection(n)
-			f := conntrack.NewFlow(unix.IPPROTO_UDP, 0, from.Addr(), target(), from.Port(), connectionPort, 0, 0)
-			if err := c.Delete(f); err != nil {
-				return fmt.Errorf("remove connection %d: %w", n, err)
+		return pace(ctx, rate, total, func(from, until int) error {
+			var requests []netlink.Message
+			for n := from; n < until; n++ {
+				m, err := removal(connection(n))
+				if err != nil {
+					return err
+				}
+				requests = append(requests, m)
 			}
-			return nil
+			_, err := c.SendMessages(requests)
+			return err
 		})
 	})
+}
+
+// removal asks for the end of a connection, and for no answer (IPCTNL_MSG_CT_DELETE,
+// linux/netfilter/nfnetlink_conntrack.h).
+func removal(from netip.AddrPort) (netlink.Message, error) {
+	const (
+		tupleOrig, tupleIP, tupleProto = 1, 1, 2 // CTA_TUPLE_ORIG, CTA_TUPLE_IP, CTA_TUPLE_PROTO
+		v4Src, v4Dst                   = 1, 2    // CTA_IP_V4_SRC, CTA_IP_V4_DST
+		number, srcPort, dstPort       = 1, 2, 3 // CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT
+		deleteMessage                  = 2       // IPCTNL_MSG_CT_DELETE
+	)
+	e := netlink.NewAttributeEncoder()
+	e.ByteOrder = binary.BigEndian
+	e.Nested(tupleOrig, func(e *netlink.AttributeEncoder) error {
+		e.Nested(tupleIP, func(e *netlink.AttributeEncoder) error {
+			e.Bytes(v4Src, from.Addr().AsSlice())
+			e.Bytes(v4Dst, target().AsSlice())
+			return nil
+		})
+		e.Nested(tupleProto, func(e *netlink.AttributeEncoder) error {
+			e.Uint8(number, unix.IPPROTO_UDP)
+			e.Uint16(srcPort, from.Port())
+			e.Uint16(dstPort, connectionPort)
+			return nil
+		})
+		return nil
+	})
+	b, err := e.Encode()
+	return netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_CTNETLINK<<8 | deleteMessage, Flags: netlink.Request},
+		Data:   append([]byte{unix.AF_INET, unix.NFNETLINK_V0, 0, 0}, b...),
+	}, err
 }
 
 // churn begins and ends connections at a rate: two events each.

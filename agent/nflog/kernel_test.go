@@ -137,8 +137,8 @@ func TestKernelLossIsSeen(t *testing.T) {
 	to := net.JoinHostPort(node.Pods[1].IPv4.String(), "5353")
 	send(t, node.Pods[0], "udp", to, 1)
 	<-held
-	const sent = 5000
-	send(t, node.Pods[0], "udp", to, sent)
+	sent := uint64(5000)
+	send(t, node.Pods[0], "udp", to, int(sent))
 	close(hold)
 	kinds := map[flow.GapKind]bool{}
 	for !kinds[flow.GapOverrun] || !kinds[flow.GapSequence] {
@@ -149,6 +149,7 @@ func TestKernelLossIsSeen(t *testing.T) {
 			// Each further packet may be the one that shows the gap in the numbers.
 		default:
 			send(t, node.Pods[0], "udp", to, 1)
+			sent++
 		}
 	}
 	if lost := r.source.Stats().Lost; lost == 0 || lost > sent {
