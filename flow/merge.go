@@ -49,7 +49,7 @@ func (m *Merger) Add(f Flow) bool {
 		j.add(&f)
 		return true
 	}
-	n := &merged{flow: f, pair: pair, start: f.Start, nodes: []string{f.Node}}
+	n := &merged{flow: f, pair: pair, start: f.Start, sides: []side{sideOf(&f)}}
 	m.queue = append(m.queue, n)
 	m.open[pair] = append(m.open[pair], n)
 	return true
@@ -80,17 +80,46 @@ func (m *Merger) give(now time.Time) {
 	}
 }
 
+// merged is a flow that reports may still join.
 type merged struct {
 	flow  Flow
 	pair  Pair
 	start time.Time // of the first report
-	nodes []string
+	sides []side
+}
+
+// side is what one node reports of a merged flow.
+type side struct {
+	node           string
+	connections    uint64
+	sent, received Counters
+	counted        bool
+}
+
+func sideOf(f *Flow) side {
+	return side{f.Node, f.Connections, f.Sent, f.Received, f.Counted}
 }
 
 func joinable(candidates []*merged, f *Flow, slack time.Duration) *merged {
 	for _, m := range candidates {
-		if f.Start.Sub(m.start) <= slack && m.flow.Cluster == f.Cluster && !slices.Contains(m.nodes, f.Node) && SameConnections(m.flow.Verdict, f.Verdict) {
+		if f.Start.Sub(m.start) <= slack && m.flow.Cluster == f.Cluster && m.takes(f) && SameConnections(m.flow.Verdict, f.Verdict) {
 			return m
+		}
+	}
+	return nil
+}
+
+// takes reports whether f's node has not reported this flow yet, or only goes
+// on with it: the nodes read their counters at different moments, and what one
+// tells in this window the other may tell in the next.
+func (m *merged) takes(f *Flow) bool {
+	return m.side(f.Node) == nil || f.Connections == 0 && len(m.sides) > 1
+}
+
+func (m *merged) side(node string) *side {
+	for i := range m.sides {
+		if m.sides[i].node == node {
+			return &m.sides[i]
 		}
 	}
 	return nil
@@ -123,7 +152,6 @@ func rank(v Verdict) int {
 
 func (m *merged) add(f *Flow) {
 	a := &m.flow
-	m.nodes = append(m.nodes, f.Node)
 	decides, other := *a, *f
 	if rank(f.Verdict) > rank(a.Verdict) {
 		decides, other = *f, *a
@@ -142,16 +170,39 @@ func (m *merged) add(f *Flow) {
 	if other.End.After(decides.End) {
 		decides.End = other.End
 	}
-	decides.Connections = max(decides.Connections, other.Connections)
-	if other.Counted && (!decides.Counted || other.bytes() > decides.bytes()) {
-		decides.Sent, decides.Received, decides.Counted = other.Sent, other.Received, true
-	}
 	decides.TCPFlags |= other.TCPFlags
 	decides.Sources |= other.Sources
 	if len(decides.Policies) == 0 {
 		decides.Policies = other.Policies
 	}
 	m.flow = decides
+	m.count(f)
 }
 
-func (f *Flow) bytes() uint64 { return f.Sent.Bytes + f.Received.Bytes }
+// count adds to the node's side. The flow has the larger side's counts.
+func (m *merged) count(f *Flow) {
+	if s := m.side(f.Node); s != nil {
+		s.connections += f.Connections
+		s.sent.add(f.Sent)
+		s.received.add(f.Received)
+		s.counted = s.counted || f.Counted
+	} else {
+		m.sides = append(m.sides, sideOf(f))
+	}
+	largest := m.sides[0]
+	m.flow.Connections = 0
+	for _, s := range m.sides {
+		m.flow.Connections = max(m.flow.Connections, s.connections)
+		if s.counted && (!largest.counted || s.bytes() > largest.bytes()) {
+			largest = s
+		}
+	}
+	m.flow.Sent, m.flow.Received, m.flow.Counted = largest.sent, largest.received, largest.counted
+}
+
+func (s *side) bytes() uint64 { return s.sent.Bytes + s.received.Bytes }
+
+func (c *Counters) add(d Counters) {
+	c.Packets += d.Packets
+	c.Bytes += d.Bytes
+}
