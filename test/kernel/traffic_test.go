@@ -202,7 +202,7 @@ const noSCTP = `table inet quiet {
 
 // burst sends UDP datagrams from many addresses and ports, a connection each:
 // number n comes from 10.200.0.0 + n/30000, port 1024 + n%30000.
-func burst(t *testing.T, from *netlab.Pod, to netip.Addr, n int, port func(i int) uint16) {
+func burst(t *testing.T, from *netlab.Pod, to netip.Addr, first, n int, port func(i int) uint16) {
 	t.Helper()
 	do(t, from, func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
@@ -214,7 +214,7 @@ func burst(t *testing.T, from *netlab.Pod, to netip.Addr, n int, port func(i int
 		b[0], b[8], b[9] = 0x45, 64, unix.IPPROTO_UDP
 		copy(b[16:20], to.AsSlice())
 		binary.BigEndian.PutUint16(b[24:], 8+4) // no checksum
-		for i := range n {
+		for i := first; i < first+n; i++ {
 			copy(b[12:16], []byte{10, 200, byte(i / 30000 >> 8), byte(i / 30000)})
 			binary.BigEndian.PutUint16(b[20:], uint16(1024+i%30000))
 			binary.BigEndian.PutUint16(b[22:], port(i))
