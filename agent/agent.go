@@ -202,7 +202,7 @@ func (a *agent) run(ctx context.Context, out *stream) error {
 		return errors.Join(err, e)
 	case <-time.After(drainDeadline):
 		stopSending()
-		<-drained
+		err = errors.Join(err, <-drained)
 	}
 	if batches, flows := a.queue.waiting(); batches > 0 {
 		err = errors.Join(err, fmt.Errorf("stop: the collector did not take the last %d flows in %s", flows, drainDeadline))

@@ -50,7 +50,7 @@ func (t *table) saveState(dir string, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("create state file: %w", err)
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }() // it is gone when all went well
 	sum := crc32.NewIEEE()
 	w := bufio.NewWriterSize(io.MultiWriter(f, sum), 64<<10)
 	err = t.writeState(w, now)

@@ -193,8 +193,10 @@ func TestDenials(t *testing.T) {
 	})
 	t.Run("a later fragment and a mere hint make no flow", func(t *testing.T) {
 		s := newScene(nil)
-		o := flow.Observation{Time: at(0), Event: flow.EventPacket, Verdict: flow.VerdictDenied, Protocol: flow.UDP, Fragment: true,
-			Original: flow.Tuple{Src: web, Dst: db}}
+		o := flow.Observation{
+			Time: at(0), Event: flow.EventPacket, Verdict: flow.VerdictDenied, Protocol: flow.UDP, Fragment: true,
+			Original: flow.Tuple{Src: web, Dst: db},
+		}
 		s.observe(&o)
 		o.Fragment, o.Verdict = false, flow.VerdictUnknown
 		s.observe(&o)
@@ -205,8 +207,10 @@ func TestDenials(t *testing.T) {
 	})
 	t.Run("pings are told by type and code", func(t *testing.T) {
 		s := newScene(nil)
-		s.observe(&flow.Observation{Time: at(0), Source: flow.SourceNFLOG, Event: flow.EventPacket, Verdict: flow.VerdictDenied,
-			Protocol: flow.ICMP, ICMPType: 8, Size: 84, Original: flow.Tuple{Src: web, Dst: db}})
+		s.observe(&flow.Observation{
+			Time: at(0), Source: flow.SourceNFLOG, Event: flow.EventPacket, Verdict: flow.VerdictDenied,
+			Protocol: flow.ICMP, ICMPType: 8, Size: 84, Original: flow.Tuple{Src: web, Dst: db},
+		})
 		wantRows(t, s.closeWindow(clock(5)), row{web, db, flow.ICMPPort(8, 0), flow.VerdictDenied, flow.ReasonLogged, 1, 84})
 	})
 }

@@ -76,7 +76,7 @@ func (l *lab) begin(ctx context.Context, rate, total int) error {
 		if err != nil {
 			return err
 		}
-		defer unix.Close(r.fd)
+		defer func() { _ = unix.Close(r.fd) }() // nothing is buffered
 		return pace(ctx, rate, total, func(from, until int) error {
 			for n := from; n < until; n++ {
 				c := connection(n)

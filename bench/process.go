@@ -42,7 +42,7 @@ func (p *process) stop() (time.Duration, error) {
 		return 0, err
 	}
 	select {
-	case <-p.end:
+	case <-p.end: //nolint:errcheck // a program ended by a signal says so
 	case <-time.After(20 * time.Second):
 		return 0, errors.Join(fmt.Errorf("%s does not end", p.cmd.Args), p.cmd.Process.Kill())
 	}

@@ -128,13 +128,8 @@ func (m *merged) side(node string) *side {
 // SameConnections reports whether two nodes may have given these two verdicts
 // to the same connections.
 func SameConnections(a, b Verdict) bool {
-	if a == b {
-		return true
-	}
-	if a == VerdictUnanswered || a == VerdictUnknown {
-		a, b = b, a
-	}
-	return b == VerdictUnanswered || b == VerdictUnknown
+	weak := func(v Verdict) bool { return v == VerdictUnanswered || v == VerdictUnknown }
+	return a == b || weak(a) || weak(b)
 }
 
 // rank orders verdicts by the weight of their evidence.

@@ -82,8 +82,14 @@ func TCPFlagNames(flags uint8) []string {
 		bit  uint8
 		name string
 	}{
-		{TCPSyn, "SYN"}, {TCPAck, "ACK"}, {TCPFin, "FIN"}, {TCPRst, "RST"},
-		{TCPPsh, "PSH"}, {TCPUrg, "URG"}, {TCPEce, "ECE"}, {TCPCwr, "CWR"},
+		{TCPSyn, "SYN"},
+		{TCPAck, "ACK"},
+		{TCPFin, "FIN"},
+		{TCPRst, "RST"},
+		{TCPPsh, "PSH"},
+		{TCPUrg, "URG"},
+		{TCPEce, "ECE"},
+		{TCPCwr, "CWR"},
 	} {
 		if flags&f.bit != 0 {
 			names = append(names, f.name)

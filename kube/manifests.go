@@ -65,7 +65,7 @@ func follow(ctx context.Context, events <-chan fsnotify.Event, errs <-chan error
 		select {
 		case <-events:
 			quiet.Reset(settle)
-		case <-errs: // the watcher's queue overflowed: something changed
+		case <-errs: //nolint:errcheck // the watcher's queue overflowed: something changed
 			quiet.Reset(settle)
 		case <-quiet.C:
 			reload()

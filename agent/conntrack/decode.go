@@ -13,7 +13,7 @@ import (
 // Message types of the conntrack subsystem (enum cntl_msg_types,
 // linux/netfilter/nfnetlink_conntrack.h).
 const (
-	messageNew    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0 // IPCTNL_MSG_CT_NEW: new and update
+	messageNew    = unix.NFNL_SUBSYS_CTNETLINK << 8   // IPCTNL_MSG_CT_NEW, 0: new and update
 	messageDelete = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2 // IPCTNL_MSG_CT_DELETE
 	getMessage    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1 // IPCTNL_MSG_CT_GET
 )

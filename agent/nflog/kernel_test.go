@@ -161,8 +161,10 @@ func TestKernelTakenGroup(t *testing.T) {
 	node := netlab.NodeT(t, "taken", 1, 0)
 	read(t, node, Options{Group: Group{Number: 100}})
 	err := node.Do(func() error {
-		_, err := Open(Options{Group: Group{Number: 100}, Deliver: func(s []flow.Observation) []flow.Observation { return s },
-			Lost: func(flow.Gap) {}, Logger: slog.New(slog.DiscardHandler)})
+		_, err := Open(Options{
+			Group: Group{Number: 100}, Deliver: func(s []flow.Observation) []flow.Observation { return s },
+			Lost: func(flow.Gap) {}, Logger: slog.New(slog.DiscardHandler),
+		})
 		return err
 	})
 	var taken *TakenError

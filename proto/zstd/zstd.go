@@ -2,6 +2,7 @@
 package zstd
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -71,7 +72,7 @@ type reader struct {
 // Read gives the decoder back at the end of its message.
 func (r *reader) Read(p []byte) (int, error) {
 	n, err := r.Decoder.Read(p)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		r.pool.Put(r)
 	}
 	return n, err

@@ -176,8 +176,11 @@ func (s *Store) appendRest(sl *slice, batches []*flow.Batch) error {
 		name string
 		rows [][]driver.Value
 	}{
-		{"endpoint", sl.dict.endpointRows()}, {"key", sl.dict.keyRows()},
-		{"batch", keys}, {"coverage", coverage}, {"gap", gaps},
+		{"endpoint", sl.dict.endpointRows()},
+		{"key", sl.dict.keyRows()},
+		{"batch", keys},
+		{"coverage", coverage},
+		{"gap", gaps},
 	} {
 		if err := s.writer.insertRows(sl.name, t.name, t.rows); err != nil {
 			return err

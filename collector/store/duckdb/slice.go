@@ -218,25 +218,25 @@ func policiesText(refs []flow.PolicyRef) string {
 }
 
 // load reads the dictionaries and bounds of a slice back.
-func (s *slice) load(ctx context.Context, db *sql.DB) error {
-	row := db.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), coalesce(min(start), 0), coalesce(max(start + duration), 0) FROM %s.flow`, s.name))
-	if err := row.Scan(&s.flows, &s.bounds.start, &s.bounds.end); err != nil {
-		return fmt.Errorf("read %s: %w", s.path, err)
+func (sl *slice) load(ctx context.Context, db *sql.DB) error {
+	row := db.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), coalesce(min(start), 0), coalesce(max(start + duration), 0) FROM %sl.flow`, sl.name))
+	if err := row.Scan(&sl.flows, &sl.bounds.start, &sl.bounds.end); err != nil {
+		return fmt.Errorf("read %s: %w", sl.path, err)
 	}
 	return nil
 }
 
 // loadDictionary makes a slice ready to take writes after a restart.
-func (s *slice) loadDictionary(ctx context.Context, db *sql.DB) error {
+func (sl *slice) loadDictionary(ctx context.Context, db *sql.DB) error {
 	d := newDictionary()
-	if err := d.loadEndpoints(ctx, db, s); err != nil {
-		return fmt.Errorf("read endpoints of %s: %w", s.path, err)
+	if err := d.loadEndpoints(ctx, db, sl); err != nil {
+		return fmt.Errorf("read endpoints of %s: %w", sl.path, err)
 	}
-	if err := d.loadKeys(ctx, db, s); err != nil {
-		return fmt.Errorf("read keys of %s: %w", s.path, err)
+	if err := d.loadKeys(ctx, db, sl); err != nil {
+		return fmt.Errorf("read keys of %s: %w", sl.path, err)
 	}
 	d.written()
-	s.dict = d
+	sl.dict = d
 	return nil
 }
 
