@@ -338,6 +338,12 @@ func (x *Flows) row(i int, start int64, t *readTables, f *flow.Flow) error {
 		return &FieldError{i, "direction", fmt.Sprintf("unknown value %d", x.Direction[i])}
 	case x.Reason[i] < 0 || x.Reason[i] > 255:
 		return &FieldError{i, "reason", fmt.Sprintf("unknown value %d", x.Reason[i])}
+	case x.Sources[i] > 255:
+		return &FieldError{i, "sources", fmt.Sprintf("%#x has more than 8 bits", x.Sources[i])}
+	case len(x.Expected) > 0 && (x.Expected[i] < 0 || x.Expected[i] > Verdict_VERDICT_UNANSWERED):
+		return &FieldError{i, "expected", fmt.Sprintf("unknown value %d", x.Expected[i])}
+	case len(x.Assessment) > 0 && (x.Assessment[i] < 0 || x.Assessment[i] > Assessment_ASSESSMENT_UNANSWERED):
+		return &FieldError{i, "assessment", fmt.Sprintf("unknown value %d", x.Assessment[i])}
 	case x.TcpFlags[i] > 255:
 		return &FieldError{i, "tcp_flags", fmt.Sprintf("%#x has more than 8 bits", x.TcpFlags[i])}
 	}
