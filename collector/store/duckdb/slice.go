@@ -219,7 +219,7 @@ func policiesText(refs []flow.PolicyRef) string {
 
 // load reads the dictionaries and bounds of a slice back.
 func (sl *slice) load(ctx context.Context, db *sql.DB) error {
-	row := db.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), coalesce(min(start), 0), coalesce(max(start + duration), 0) FROM %sl.flow`, sl.name))
+	row := db.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), coalesce(min(start), 0), coalesce(max(start + duration), 0) FROM %s.flow`, sl.name))
 	if err := row.Scan(&sl.flows, &sl.bounds.start, &sl.bounds.end); err != nil {
 		return fmt.Errorf("read %s: %w", sl.path, err)
 	}

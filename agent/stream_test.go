@@ -1,0 +1,163 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+
+	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
+)
+
+// collector answers streams as a test wants: answer is called with each
+// stream's number, from 1.
+type collector struct {
+	streams int
+	answer  func(stream int, s *fakeStream) error
+	got     []uint64 // sequences, in order
+}
+
+// fakeStream is one stream to a collector.
+type fakeStream struct {
+	grpc.ClientStream
+	ctx    context.Context
+	owner  *collector
+	number int
+	sent   chan *flowauditv1.Batch
+	acks   chan *flowauditv1.Ack
+}
+
+func (c *collector) Report(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[flowauditv1.Batch, flowauditv1.Ack], error) {
+	c.streams++
+	s := &fakeStream{ctx: ctx, owner: c, number: c.streams, sent: make(chan *flowauditv1.Batch, 100), acks: make(chan *flowauditv1.Ack, 100)}
+	return s, c.answer(c.streams, s)
+}
+
+func (s *fakeStream) Send(b *flowauditv1.Batch) error {
+	s.owner.got = append(s.owner.got, b.GetKey().GetSequence())
+	s.sent <- b
+	return nil
+}
+
+func (s *fakeStream) CloseSend() error {
+	close(s.sent)
+	return nil
+}
+
+func (s *fakeStream) Recv() (*flowauditv1.Ack, error) {
+	select {
+	case ack, ok := <-s.acks:
+		if !ok {
+			return nil, io.EOF
+		}
+		return ack, nil
+	case <-s.ctx.Done():
+		return nil, s.ctx.Err()
+	}
+}
+
+// acknowledge answers every batch until the sender closes.
+func (s *fakeStream) acknowledge() {
+	for b := range s.sent {
+		s.acks <- &flowauditv1.Ack{Key: b.GetKey()}
+	}
+	close(s.acks)
+}
+
+func newStream(c *collector, q *queue) *stream {
+	return &stream{queue: q, client: c, log: slog.New(slog.DiscardHandler)}
+}
+
+func TestStreamSendsUntilAcknowledged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue("c", "n1", 100)
+		began := time.Now()
+		c := &collector{answer: func(n int, s *fakeStream) error {
+			switch n {
+			case 1:
+				return errors.New("connection refused")
+			case 2: // takes two batches, and is gone before it acknowledges
+				go func() {
+					<-s.sent
+					<-s.sent
+					close(s.acks)
+				}()
+			default:
+				go s.acknowledge()
+			}
+			return nil
+		}}
+		q.put(batchOf(1, 0))
+		q.put(batchOf(1, 0))
+		done := make(chan error)
+		go func() { done <- newStream(c, q).run(t.Context()) }()
+		synctest.Wait()
+		q.put(batchOf(1, 0))
+		q.close()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if want := []uint64{1, 2, 3, 1, 2, 3}; !slices.Equal(c.got, want) {
+			t.Errorf("the collector got %v, want %v", c.got, want)
+		}
+		if batches, _ := q.waiting(); batches != 0 || c.streams != 3 {
+			t.Errorf("%d batches wait after %d streams", batches, c.streams)
+		}
+		if took := time.Since(began); took != minBackoff+2*minBackoff {
+			t.Errorf("it tried again after %s, want pauses that double from %s", took, minBackoff)
+		}
+	})
+}
+
+func TestStreamBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue("c", "n1", 100)
+		q.put(batchOf(1, 0))
+		var tries []time.Time
+		c := &collector{answer: func(int, *fakeStream) error {
+			tries = append(tries, time.Now())
+			return errors.New("connection refused")
+		}}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		if err := newStream(c, q).run(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("it ended with %v", err)
+		}
+		if n := len(tries); n < 10 || n > 40 {
+			t.Errorf("%d tries in five minutes", n)
+		}
+		if last := tries[len(tries)-1].Sub(tries[len(tries)-2]); last != maxBackoff {
+			t.Errorf("the last pause was %s, want at most %s", last, maxBackoff)
+		}
+	})
+}
+
+// TestARefusedBatchIsNotSentAgain: the collector said why it can never take it.
+func TestARefusedBatchIsNotSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue("c", "n1", 100)
+		c := &collector{answer: func(_ int, s *fakeStream) error {
+			go func() {
+				for b := range s.sent {
+					s.acks <- &flowauditv1.Ack{Key: b.GetKey(), Refused: true, Error: "field key: …"}
+				}
+				close(s.acks)
+			}()
+			return nil
+		}}
+		q.put(batchOf(1, 0))
+		q.close()
+		if err := newStream(c, q).run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if len(c.got) != 1 {
+			t.Errorf("sent %v, want it once", c.got)
+		}
+	})
+}
