@@ -41,8 +41,8 @@ func (k EndpointKind) String() string { return name(endpointKindNames[:], uint8(
 
 // Workload names the controller that owns a pod.
 type Workload struct {
-	Kind string // Deployment, StatefulSet, DaemonSet, CronJob, Job, Pod for a bare pod, …
-	Name string
+	Kind string `json:"kind"` // Deployment, StatefulSet, DaemonSet, CronJob, Job, Pod for a bare pod, …
+	Name string `json:"name"`
 }
 
 // Endpoint names one end of a flow, as it was at the flow's time. It is shared

@@ -40,11 +40,24 @@ type Store interface {
 	// in that range, is listed with nothing covered.
 	Coverage(ctx context.Context, since, until time.Time) (flow.Coverage, error)
 
+	// Record adds changes to the timeline, in the order of their time for each
+	// object, and returns after they are durable. A change that says what the
+	// object's newest one says already is left out: a collector that starts
+	// again tells everything that is there.
+	Record(ctx context.Context, changes []flow.Change) error
+
+	// Timeline gives yield the state at since, each object's newest change
+	// before it unless that deleted the object, and then every change until
+	// until, ordered by time; it ends early when yield returns false. A zero
+	// since begins with the first change that is kept.
+	Timeline(ctx context.Context, since, until time.Time, yield func(flow.Change) bool) error
+
 	// Stats describes the store's content.
 	Stats(ctx context.Context) (Stats, error)
 
 	// Retain deletes what arrived before the given time, in whole slices, and
-	// returns how many bytes of disk that gave back.
+	// returns how many bytes of disk that gave back. Of the timeline it keeps
+	// what says how the cluster was at that time.
 	Retain(ctx context.Context, before time.Time) (freed int64, err error)
 
 	// Close waits for running calls and releases the store.

@@ -39,9 +39,10 @@ type Store struct {
 	db *sql.DB
 
 	// write is held by the one who appends or changes the list of slices.
-	write  sync.Mutex
-	writer *writer
-	keys   batchKeys
+	write    sync.Mutex
+	writer   *writer
+	keys     batchKeys
+	timeline timeline
 
 	// read guards the list: queries hold it shared while they use slices.
 	read   sync.RWMutex
@@ -92,6 +93,9 @@ func (s *Store) start(ctx context.Context) error {
 		return err
 	}
 	if err := s.keys.load(ctx, s.db, s.slices); err != nil {
+		return err
+	}
+	if err := s.openTimeline(ctx); err != nil {
 		return err
 	}
 	if len(s.slices) > 0 {
@@ -145,6 +149,9 @@ func (s *Store) attachAll(ctx context.Context) error {
 		return fmt.Errorf("list store files: %w", err)
 	}
 	for _, path := range files {
+		if filepath.Base(path) == timelineFile {
+			continue
+		}
 		ms, err := strconv.ParseInt(strings.TrimSuffix(filepath.Base(path), fileSuffix), 10, 64)
 		if err != nil {
 			s.o.Logger.Warn("a file that is none of the store's was left alone", "file", path)
@@ -253,7 +260,7 @@ func (s *Store) Retain(ctx context.Context, before time.Time) (freed int64, err 
 			return freed, err
 		}
 	}
-	return freed, nil
+	return freed, s.pruneTimeline(ctx, before)
 }
 
 func (s *Store) dropOldest(ctx context.Context) (freed int64, err error) {
@@ -292,5 +299,9 @@ func (s *Store) Close() error {
 		errs = append(errs, err)
 	}
 	s.slices = nil
+	if s.timeline.open {
+		_, err := s.db.Exec("DETACH " + timelineName)
+		errs = append(errs, err)
+	}
 	return errors.Join(append(errs, s.db.Close())...)
 }

@@ -54,6 +54,7 @@ func Run(t *testing.T, factory Factory) {
 		"a context that ends":               cancelled,
 		"appending and asking at once":      concurrent,
 		"odd values":                        oddValues,
+		"the timeline says how it was":      timeline,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, factory(t)) })
 	}
