@@ -103,7 +103,7 @@ func (x *Index) Endpoint(addr netip.Addr, at time.Time) *flow.Endpoint {
 
 const (
 	// settling is how long news of a new holder may take.
-	settling = 500 * time.Millisecond
+	settling = 750 * time.Millisecond
 	// late is how long it may take where the last holder is going or gone:
 	// kubelet tells a pod's address a moment after the pod has it.
 	late = 2 * time.Second

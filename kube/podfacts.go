@@ -242,11 +242,11 @@ func (m moment) end(c claim, ended bool) claim {
 		return c
 	}
 	c.doubt = max(c.sure, min(c.doubt, m.asOf-m.slack-int64(lag)))
-	c.gone = min(c.gone, m.asOf)
-	c.to = m.now + m.slack
+	c.to, c.gone = m.now+m.slack, min(c.gone, m.asOf)
 	if !ended {
-		c.to = m.now + int64(linger)
+		// Nothing said when it ended: it may be over already, or not yet.
+		c.to, c.gone = m.now+int64(linger), c.doubt
 	}
-	c.doubt, c.gone = min(c.doubt, c.to), max(c.gone, c.doubt)
+	c.doubt = min(c.doubt, c.to)
 	return c
 }
