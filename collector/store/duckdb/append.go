@@ -146,7 +146,7 @@ func (b *batchIDs) key(f *flow.Flow) uint32 {
 	k := flowKey{
 		src: b.end(f.Src, f.Source), dst: b.end(f.Dst, f.Destination), origin: b.originID, service: b.service(f.Service),
 		port: f.Port, protocol: f.Protocol, verdict: f.Verdict, expected: f.Expected, direction: f.Direction, reason: f.Reason,
-		assessment: f.Assessment, sources: f.Sources,
+		assessment: f.Assessment, caveat: f.Caveat, sources: f.Sources,
 	}
 	if f.TranslatedSrc.IsValid() {
 		k.translated, _ = b.dict.translated.id(f.TranslatedSrc)
@@ -206,7 +206,7 @@ func (d *dictionary) keyRows() [][]driver.Value {
 		o, service := d.origins.values[k.origin], d.services.values[k.service]
 		rows = append(rows, []driver.Value{
 			uint32(d.writtenKeys + i), o.cluster, o.node, uint8(k.protocol), k.src, k.dst, k.port, uint8(k.verdict), uint8(k.direction), uint8(k.reason),
-			uint8(k.expected), uint8(k.assessment), uint8(k.sources), addrBytes(d.translated.values[k.translated]), addrBytes(service.Addr), addrText(service.Addr), service.Port,
+			uint8(k.expected), uint8(k.assessment), uint8(k.caveat), uint8(k.sources), addrBytes(d.translated.values[k.translated]), addrBytes(service.Addr), addrText(service.Addr), service.Port,
 			service.Namespace, service.Name, d.policies.values[k.policies], d.keyPairs[i],
 		})
 	}
