@@ -57,25 +57,16 @@ type addition struct {
 }
 
 func (s *Store) commit(ctx context.Context, sl *slice, batches []*flow.Batch) (added addition, err error) {
-	exec := func(q string) error {
-		_, err := s.writer.conn.ExecContext(ctx, q)
-		return err
-	}
-	if err := exec("BEGIN"); err != nil {
-		return added, fmt.Errorf("begin transaction: %w", err)
-	}
-	if added, err = s.appendFlows(sl, batches); err == nil {
-		err = s.appendRest(sl, batches)
-	}
-	if err == nil {
-		if err = exec("COMMIT"); err == nil {
-			return added, nil
+	err = s.writer.transaction(ctx, func() error {
+		if added, err = s.appendFlows(sl, batches); err != nil {
+			return err
 		}
-		err = fmt.Errorf("commit to %s: %w", sl.path, err)
+		return s.appendRest(sl, batches)
+	})
+	if err != nil {
+		return added, fmt.Errorf("write to %s: %w", sl.path, err)
 	}
-	// A transaction that failed may be gone already: then there is nothing to roll back.
-	_, _ = s.writer.conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
-	return added, err
+	return added, nil
 }
 
 func (s *Store) appendFlows(sl *slice, batches []*flow.Batch) (added addition, err error) {

@@ -55,6 +55,8 @@ func Run(t *testing.T, factory Factory) {
 		"appending and asking at once":      concurrent,
 		"odd values":                        oddValues,
 		"the timeline says how it was":      timeline,
+		"edges are what flows add up to":    edges,
+		"edges outlive their flows":         edgesOutlive,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, factory(t)) })
 	}
