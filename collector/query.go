@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -72,7 +73,9 @@ func (q *query) stored(req *flowauditv1.ObserveRequest, filter flow.Filter, stre
 		chunk = chunk[:0]
 		return sendErr == nil
 	}
-	request := store.FlowsRequest{Filter: filter, First: int(req.GetFirst()), Last: int(req.GetLast())}
+	request := store.FlowsRequest{
+		Filter: filter, First: int(min(req.GetFirst(), math.MaxInt)), Last: int(min(req.GetLast(), math.MaxInt)),
+	}
 	err := q.store.Flows(stream.Context(), request, func(f flow.Flow) bool {
 		if req.GetFollow() {
 			seen.addStored(&f, now)
@@ -175,6 +178,11 @@ func coverageOf(gaps []flow.Gap) flow.Coverage {
 
 // Run implements the Query service.
 func (q *query) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunServer) error {
+	now := time.Now()
+	since, err := sinceOf(req, now)
+	if err != nil {
+		return invalidArgument(err)
+	}
 	rows, err := q.store.Query(stream.Context(), req.GetName(), req.GetArguments())
 	if err != nil {
 		return storeError("answer "+req.GetName(), err)
@@ -183,7 +191,7 @@ func (q *query) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunSer
 	for _, r := range rows.Rows {
 		list, err := values(r)
 		if err != nil {
-			return fmt.Errorf("answer %s: %w", req.GetName(), err)
+			return status.Errorf(codes.Internal, "answer %s: %v", req.GetName(), err)
 		}
 		response.Rows = append(response.Rows, list)
 		if len(response.Rows) == answerFlows {
@@ -193,7 +201,27 @@ func (q *query) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunSer
 			response = &flowauditv1.RunResponse{}
 		}
 	}
+	if response.Coverage, err = q.coverage(stream.Context(), since, now); err != nil {
+		return err
+	}
 	return stream.Send(response)
+}
+
+// sinceOf is how far back a question looks; zero if it looks at everything.
+func sinceOf(req *flowauditv1.RunRequest, now time.Time) (time.Time, error) {
+	question, err := queries.Find(req.GetName())
+	if err != nil {
+		return time.Time{}, err
+	}
+	bound, err := question.Bind(req.GetArguments(), now)
+	if err != nil {
+		return time.Time{}, err
+	}
+	since, _ := bound["since"].(time.Time) // a question without it looks at everything
+	if since.After(now) {
+		since = now
+	}
+	return since, nil
 }
 
 // values turns a row into its message: times become RFC 3339 in UTC.
