@@ -204,28 +204,32 @@ func TestTheLastBatchesAreAcknowledged(t *testing.T) {
 	})
 }
 
-// TestABusyStoreHoldsAgentsBack: what waits in memory is bounded.
+// TestABusyStoreHoldsAgentsBack: what waits in memory is bounded for each.
 func TestABusyStoreHoldsAgentsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := make(chan struct{})
-		appended := 0
-		store := &memory{onAppend: func(b []flow.Batch) error { <-disk; appended += len(b); return nil }}
+		var appending, stored int
+		store := &memory{onAppend: func(b []flow.Batch) error {
+			appending = len(b)
+			<-disk
+			stored += len(b)
+			return nil
+		}}
 		c := serve(t, store)
 		defer c.close(t)
-		for agent := range 4 {
-			stream := c.report(t)
-			for i := range uint64(2 * maxUnacknowledged) {
-				send(t, stream, batchFrom(string(rune('a'+agent)), i+1, denied(1)...))
-			}
+		stream := c.report(t)
+		const n = 2 * maxUnacknowledged
+		for i := range uint64(n) {
+			send(t, stream, batchOf(i+1, denied(1)...))
 		}
 		synctest.Wait()
-		if n := len(c.committer.waiting); n != maxWaiting {
-			t.Errorf("%d batches wait for the store, want %d", n, maxWaiting)
+		if held := appending + len(c.committer.waiting); held != maxUnacknowledged {
+			t.Errorf("%d batches are on their way into the store, want %d", held, maxUnacknowledged)
 		}
 		close(disk)
 		synctest.Wait()
-		if want := 4 * 2 * maxUnacknowledged; appended != want {
-			t.Errorf("%d batches stored in the end, want %d", appended, want)
+		if stored != n {
+			t.Errorf("%d batches stored in the end, want %d", stored, n)
 		}
 	})
 }
