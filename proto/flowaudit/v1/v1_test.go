@@ -172,12 +172,37 @@ func TestABatchNeedsAKeyAndATime(t *testing.T) {
 		{"key", func(b *Batch) { b.Node = "" }},
 		{"end", func(b *Batch) { b.Start = b.End + 1 }},
 		{"end", func(b *Batch) { b.Start, b.End = 0, 0 }},
+		{"end", func(b *Batch) { b.Start = -1 << 60 }},
+		{"end", func(b *Batch) { b.End = 1 << 60 }},
 	} {
 		batch := sampleBatch()
 		m := FromBatch(&batch)
 		c.spoil(m)
 		if _, _, _, err := m.ToBatch(); err == nil || !strings.Contains(err.Error(), c.field) {
 			t.Errorf("error %v, want one that names %s", err, c.field)
+		}
+	}
+}
+
+// TestInvalidGapsAreNamed: a time that no clock shows would spoil every answer
+// about gaps.
+func TestInvalidGapsAreNamed(t *testing.T) {
+	for name, spoil := range map[string]func(*Gap){
+		"start too early": func(g *Gap) { g.Start = -1 << 60 },
+		"start too late":  func(g *Gap) { g.Start = 1 << 60 },
+		"no end":          func(g *Gap) { g.End = 0 },
+		"end too late":    func(g *Gap) { g.End = 1 << 60 },
+	} {
+		batch := sampleBatch()
+		batch.Gaps = append(batch.Gaps, batch.Gaps[0], batch.Gaps[0])
+		m := FromBatch(&batch)
+		spoil(m.Gaps[1])
+		got, invalid, first, err := m.ToBatch()
+		if err != nil || invalid != 1 || len(got.Gaps) != 2 || len(got.Flows) != len(batch.Flows) {
+			t.Errorf("%s: %d gaps and %d flows, %d invalid, %v", name, len(got.Gaps), len(got.Flows), invalid, err)
+		}
+		if first == nil || !strings.HasPrefix(first.Error(), "field gaps[1]:") {
+			t.Errorf("%s: error %v", name, first)
 		}
 	}
 }
