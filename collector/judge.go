@@ -128,6 +128,9 @@ func (j *judge) describe(addr netip.Addr, e *flow.Endpoint, at time.Time, state 
 		return policy.End{Addr: addr}
 	}
 	out := policy.End{Kind: e.Kind, Addr: addr, Node: e.Node}
+	if e.Kind == flow.EndpointAPIServer {
+		out.Kind = flow.EndpointOutside // no policy selects it, and only ipBlocks match it
+	}
 	if e.Kind != flow.EndpointPod {
 		return out
 	}

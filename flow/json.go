@@ -37,13 +37,14 @@ type endJSON struct {
 	IP           string            `json:"ip"`
 	TranslatedIP string            `json:"translated_ip,omitempty"` // after SNAT
 	Port         uint16            `json:"port,omitempty"`
-	Kind         string            `json:"kind,omitempty"` // pod, node, service, outside or ambiguous
+	Kind         string            `json:"kind,omitempty"` // pod, node, service, apiserver, outside or ambiguous
 	Namespace    string            `json:"namespace,omitempty"`
 	Pod          string            `json:"pod,omitempty"`
 	Workload     *workloadJSON     `json:"workload,omitempty"`
 	Labels       map[string]string `json:"labels,omitempty"`
 	Node         string            `json:"node,omitempty"`
 	Identity     string            `json:"identity,omitempty"` // 16 hexadecimal digits
+	Candidates   []string          `json:"candidates,omitempty"`
 }
 
 type workloadJSON struct {
@@ -115,7 +116,7 @@ func toEnd(addr netip.Addr, port uint16, e *Endpoint) endJSON {
 	if e.Kind != EndpointUnknown {
 		j.Kind = e.Kind.String()
 	}
-	j.Namespace, j.Pod, j.Node, j.Labels = e.Namespace, e.Pod, e.Node, e.Labels
+	j.Namespace, j.Pod, j.Node, j.Labels, j.Candidates = e.Namespace, e.Pod, e.Node, e.Labels, e.Candidates
 	if e.Workload != (Workload{}) {
 		j.Workload = &workloadJSON{e.Workload.Kind, e.Workload.Name}
 	}
@@ -198,7 +199,7 @@ func (r *reader) addr(s string) netip.Addr {
 }
 
 func (r *reader) end(j endJSON) *Endpoint {
-	e := &Endpoint{Namespace: j.Namespace, Pod: j.Pod, Node: j.Node, Labels: j.Labels}
+	e := &Endpoint{Namespace: j.Namespace, Pod: j.Pod, Node: j.Node, Labels: j.Labels, Candidates: j.Candidates}
 	e.Kind = code[EndpointKind](r, "kind", endpointKindNames[:], j.Kind)
 	if j.Workload != nil {
 		e.Workload = Workload{j.Workload.Kind, j.Workload.Name}
