@@ -15,12 +15,14 @@ import (
 
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/kube"
+	"github.com/flowaudit/flowaudit/policy"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
 // Options configure a collector.
 type Options struct {
 	Listen    ListenOptions
+	Cluster   string        // whose objects these are; flows of another cluster are stored as they come
 	Manifests string        // directory of cluster objects; empty for none
 	Retain    time.Duration // how long flows are kept; 0 keeps them all
 	Version   string
@@ -56,7 +58,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	return newCollector(o).serve(ctx, listener, creds)
+	c, err := newCollector(o)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	return c.serve(ctx, listener, creds)
 }
 
 type collector struct {
@@ -66,20 +72,37 @@ type collector struct {
 	hub       *hub
 	committer *committer
 	ingest    *ingest
+	timeline  *timeline
 	started   time.Time
 }
 
-func newCollector(o Options) *collector {
-	c := &collector{Options: o, index: kube.NewIndex(), agents: newAgents(), hub: newHub(), started: time.Now()}
+func newCollector(o Options) (*collector, error) {
+	c := &collector{Options: o, agents: newAgents(), hub: newHub(), started: time.Now()}
+	history, err := newHistory()
+	if err != nil {
+		return nil, err
+	}
+	c.timeline = newTimeline(o.Store, history, o.Cluster, o.Log)
+	c.index = kube.New(kube.Options{Changed: c.timeline.changed})
 	c.committer = newCommitter(o.Store, c.hub.publish)
-	c.ingest = &ingest{commit: c.committer, index: c.index, agents: c.agents, log: o.Log}
-	return c
+	c.ingest = &ingest{
+		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log,
+		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index, otherPolicies: func() bool { return false }},
+	}
+	return c, nil
 }
 
 // serve takes over the listener.
 func (c *collector) serve(ctx context.Context, listener net.Listener, creds credentials.TransportCredentials) error {
 	server := c.server(creds)
+	if err := c.timeline.restore(ctx, time.Now()); err != nil {
+		return errors.Join(err, listener.Close())
+	}
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		c.timeline.run(ctx)
+		return nil
+	})
 	if c.Manifests != "" {
 		watch, err := kube.OpenManifests(c.Manifests, c.index, c.Log)
 		if err != nil {
@@ -87,6 +110,7 @@ func (c *collector) serve(ctx context.Context, listener net.Listener, creds cred
 		}
 		group.Go(func() error { return watch.Run(ctx) })
 	}
+	c.timeline.settled()
 	// The committer outlives ctx: what agents have handed over is stored.
 	stored := make(chan struct{})
 	commitCtx, stopCommit := context.WithCancel(context.WithoutCancel(ctx))

@@ -19,10 +19,12 @@ import (
 // ingest is the service that agents report to.
 type ingest struct {
 	flowauditv1.UnimplementedIngestServer
-	commit *committer
-	index  index
-	agents *agents
-	log    *slog.Logger
+	commit  *committer
+	cluster string // whose addresses index and judge know
+	index   index
+	judge   *judge
+	agents  *agents
+	log     *slog.Logger
 
 	committed, rejected, unnamed atomic.Uint64
 }
@@ -127,7 +129,11 @@ func (r *report) store(ctx context.Context, message *flowauditv1.Batch) error {
 		r.acks <- ack // has room: a slot is held
 		return nil
 	}
-	unnamed := nameFlows(r.index, batch.Node, batch.Flows)
+	unnamed := uint64(0)
+	if batch.Key.Cluster == r.cluster { // another cluster may use the same addresses
+		unnamed = nameFlows(r.index, batch.Node, batch.Flows)
+		r.judge.flows(batch.Flows)
+	}
 	r.agents.heard(&batch)
 	return r.commit.submit(ctx, submission{batch, func(duplicate bool, err error) {
 		if err != nil {
