@@ -10,16 +10,19 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/kube"
+	"github.com/flowaudit/flowaudit/policy"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
 // Options configure a collector.
 type Options struct {
 	Listen    ListenOptions
+	Cluster   string        // whose objects these are; flows of another cluster are stored as they come
 	Manifests string        // directory of cluster objects; empty for none
 	Retain    time.Duration // how long flows are kept; 0 keeps them all
 	Version   string
@@ -47,10 +50,19 @@ const (
 // Run collects and answers until ctx ends, then finishes what is under way.
 func Run(ctx context.Context, o Options) (err error) {
 	defer func() { err = errors.Join(err, o.Store.Close()) }()
-	c := &collector{Options: o, index: kube.NewIndex(), agents: newAgents(), hub: newHub(), started: time.Now()}
-	c.committer = newCommitter(o.Store, c.hub.publish)
-	c.ingest = &ingest{commit: c.committer, index: c.index, agents: c.agents, log: o.Log}
-	return c.run(ctx)
+	creds, err := o.Listen.credentials()
+	if err != nil {
+		return err
+	}
+	listener, err := o.Listen.listen()
+	if err != nil {
+		return err
+	}
+	c, err := newCollector(o)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	return c.serve(ctx, listener, creds)
 }
 
 type collector struct {
@@ -60,15 +72,37 @@ type collector struct {
 	hub       *hub
 	committer *committer
 	ingest    *ingest
+	timeline  *timeline
 	started   time.Time
 }
 
-func (c *collector) run(ctx context.Context) error {
-	server, listener, err := c.server()
+func newCollector(o Options) (*collector, error) {
+	c := &collector{Options: o, agents: newAgents(), hub: newHub(), started: time.Now()}
+	history, err := newHistory()
 	if err != nil {
-		return err
+		return nil, err
+	}
+	c.timeline = newTimeline(o.Store, history, o.Cluster, o.Log)
+	c.index = kube.New(kube.Options{Changed: c.timeline.changed})
+	c.committer = newCommitter(o.Store, c.hub.publish)
+	c.ingest = &ingest{
+		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log,
+		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index, otherPolicies: func() bool { return false }},
+	}
+	return c, nil
+}
+
+// serve takes over the listener.
+func (c *collector) serve(ctx context.Context, listener net.Listener, creds credentials.TransportCredentials) error {
+	server := c.server(creds)
+	if err := c.timeline.restore(ctx, time.Now()); err != nil {
+		return errors.Join(err, listener.Close())
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		c.timeline.run(ctx)
+		return nil
+	})
 	if c.Manifests != "" {
 		watch, err := kube.OpenManifests(c.Manifests, c.index, c.Log)
 		if err != nil {
@@ -76,6 +110,7 @@ func (c *collector) run(ctx context.Context) error {
 		}
 		group.Go(func() error { return watch.Run(ctx) })
 	}
+	c.timeline.settled()
 	// The committer outlives ctx: what agents have handed over is stored.
 	stored := make(chan struct{})
 	commitCtx, stopCommit := context.WithCancel(context.WithoutCancel(ctx))
@@ -95,7 +130,7 @@ func (c *collector) run(ctx context.Context) error {
 	if c.Listening != nil {
 		c.Listening(listener.Addr())
 	}
-	err = group.Wait()
+	err := group.Wait()
 	close(c.committer.waiting) // no handler is left that could submit
 	select {
 	case <-stored:
@@ -109,15 +144,7 @@ func (c *collector) run(ctx context.Context) error {
 	return err
 }
 
-func (c *collector) server() (*grpc.Server, net.Listener, error) {
-	creds, err := c.Listen.credentials()
-	if err != nil {
-		return nil, nil, err
-	}
-	listener, err := c.Listen.listen()
-	if err != nil {
-		return nil, nil, err
-	}
+func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server {
 	server := grpc.NewServer(
 		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -128,7 +155,7 @@ func (c *collector) server() (*grpc.Server, net.Listener, error) {
 	)
 	flowauditv1.RegisterIngestServer(server, c.ingest)
 	flowauditv1.RegisterQueryServer(server, &query{store: c.Store, hub: c.hub, status: c.status})
-	return server, listener, nil
+	return server
 }
 
 // stop lets calls finish that can; followers and agents never end by themselves.

@@ -99,6 +99,7 @@ type Flow struct {
 	Reason     Reason
 	Expected   Verdict
 	Assessment Assessment
+	Caveat     Caveat
 	Policies   []PolicyRef
 	Sources    Source
 

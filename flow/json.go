@@ -18,6 +18,7 @@ type flowJSON struct {
 	Verdict     string       `json:"verdict"`
 	Expected    string       `json:"expected,omitempty"`
 	Assessment  string       `json:"assessment,omitempty"`
+	Caveat      string       `json:"caveat,omitempty"`
 	Reason      string       `json:"reason,omitempty"`
 	Protocol    string       `json:"protocol"`
 	Source      endJSON      `json:"source"`
@@ -74,7 +75,7 @@ const timeLayout = "2006-01-02T15:04:05.000Z07:00"
 func (f Flow) MarshalJSON() ([]byte, error) {
 	j := flowJSON{
 		Start: f.Start.UTC().Format(timeLayout), End: f.End.UTC().Format(timeLayout), Cluster: f.Cluster, Node: f.Node,
-		Verdict: f.Verdict.String(), Reason: f.Reason.String(), Protocol: f.Protocol.String(),
+		Verdict: f.Verdict.String(), Reason: f.Reason.String(), Caveat: f.Caveat.String(), Protocol: f.Protocol.String(),
 		Source:      toEnd(f.Src, f.SourcePort, f.Source),
 		Destination: toEnd(f.Dst, 0, f.Destination),
 		Connections: f.Connections, TCPFlags: TCPFlagNames(f.TCPFlags), Policies: f.Policies, Sources: f.Sources.Names(),
@@ -144,6 +145,7 @@ func (f *Flow) UnmarshalJSON(b []byte) error {
 	f.Direction = code[Direction](&r, "direction", directionNames[:], j.Direction)
 	f.Assessment = code[Assessment](&r, "assessment", assessmentNames[:], j.Assessment)
 	f.Reason = code[Reason](&r, "reason", reasonNames[:], j.Reason)
+	f.Caveat = code[Caveat](&r, "caveat", caveatNames[:], j.Caveat)
 	if j.Source.TranslatedIP != "" {
 		f.TranslatedSrc = r.addr(j.Source.TranslatedIP)
 	}

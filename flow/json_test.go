@@ -37,7 +37,7 @@ func everything() Flow {
 		},
 		SourcePort: 40000, TranslatedSrc: netip.MustParseAddr("192.168.7.1"),
 		Service: &Service{Addr: netip.MustParseAddr("10.96.0.33"), Port: 3306, Namespace: "shop", Name: "db"},
-		Reason:  ReasonLogged, Expected: VerdictDenied, Assessment: AssessmentEnforced,
+		Reason:  ReasonLogged, Expected: VerdictDenied, Assessment: AssessmentEnforced, Caveat: CaveatRecent,
 		Policies: []PolicyRef{{Kind: "NetworkPolicy", Namespace: "shop", Name: "db-policy", Rule: "ingress[0]", Side: "ingress"}},
 		Sources:  SourceNFLOG | SourceConntrack, Connections: 3,
 		Sent: Counters{3, 180}, Received: Counters{2, 100}, Counted: true, TCPFlags: TCPSyn | TCPAck,

@@ -231,7 +231,7 @@ func (n *names) read(ctx context.Context, i int, ids string) error {
 		return strings.ReplaceAll("?.addr, ?.kind, ?.namespace, ?.pod, ?.workload_kind, ?.workload, ?.node, ?.identity, ?.labels, ?.candidates", "?", a)
 	}
 	rows, err := n.db.QueryContext(ctx, fmt.Sprintf(`SELECT k.id, k.cluster, k.node, k.protocol, k.port, k.verdict, k.direction, k.reason, k.expected,
-		k.assessment, k.sources, k.translated, k.service_addr, k.service_port, k.service_namespace, k.service, k.policies, %[2]s, %[3]s
+		k.assessment, k.caveat, k.sources, k.translated, k.service_addr, k.service_port, k.service_namespace, k.service, k.policies, %[2]s, %[3]s
 		FROM %[1]s.key k JOIN %[1]s.endpoint s ON k.src = s.id JOIN %[1]s.endpoint d ON k.dst = d.id WHERE k.id IN (%[4]s)`,
 		n.slices[i].name, end("s"), end("d"), ids))
 	if err != nil {
@@ -280,7 +280,7 @@ func scanKey(rows *sql.Rows, id *uint32) (*flow.Flow, error) {
 	var src, dst endColumns
 	targets := []any{
 		id, &f.Cluster, &f.Node, &f.Protocol, &f.Port, &f.Verdict, &f.Direction, &f.Reason, &f.Expected,
-		&f.Assessment, &f.Sources, &translated, &serviceAddr, &service.Port, &service.Namespace, &service.Name, &policies,
+		&f.Assessment, &f.Caveat, &f.Sources, &translated, &serviceAddr, &service.Port, &service.Namespace, &service.Name, &policies,
 	}
 	if err := rows.Scan(append(append(targets, src.targets()...), dst.targets()...)...); err != nil {
 		return nil, err

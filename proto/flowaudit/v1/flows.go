@@ -42,6 +42,7 @@ func FromFlows(flows []flow.Flow) *Flows {
 		sparse(&out.Service, i, n, t.service(f.Service))
 		sparse(&out.Expected, i, n, Verdict(f.Expected))
 		sparse(&out.Assessment, i, n, Assessment(f.Assessment))
+		sparse(&out.Caveat, i, n, Caveat(f.Caveat))
 		sparse(&out.Policy, i, n, t.policy(f.Policies))
 		sparse(&out.Cluster, i, n, intern(t.clusters, &out.Clusters, f.Cluster))
 		sparse(&out.Node, i, n, intern(t.nodes, &out.Nodes, f.Node))
@@ -241,6 +242,7 @@ func (x *Flows) checkColumns() error {
 		{"reason", len(x.Reason), false},
 		{"expected", len(x.Expected), true},
 		{"assessment", len(x.Assessment), true},
+		{"caveat", len(x.Caveat), true},
 		{"policy", len(x.Policy), true},
 		{"sources", len(x.Sources), false},
 		{"connections", len(x.Connections), false},
@@ -352,6 +354,8 @@ func (x *Flows) row(i int, start int64, t *readTables, f *flow.Flow) error {
 		return &FieldError{i, "expected", fmt.Sprintf("unknown value %d", x.Expected[i])}
 	case len(x.Assessment) > 0 && (x.Assessment[i] < 0 || x.Assessment[i] > Assessment_ASSESSMENT_UNANSWERED):
 		return &FieldError{i, "assessment", fmt.Sprintf("unknown value %d", x.Assessment[i])}
+	case len(x.Caveat) > 0 && (x.Caveat[i] < 0 || x.Caveat[i] > Caveat_CAVEAT_SAME_POD_OR_NODE):
+		return &FieldError{i, "caveat", fmt.Sprintf("unknown value %d", x.Caveat[i])}
 	case x.TcpFlags[i] > 255:
 		return &FieldError{i, "tcp_flags", fmt.Sprintf("%#x has more than 8 bits", x.TcpFlags[i])}
 	}
@@ -418,6 +422,9 @@ func (x *Flows) rowTables(i int, t *readTables, f *flow.Flow) error {
 	}
 	if len(x.Assessment) > 0 {
 		f.Assessment = flow.Assessment(x.Assessment[i])
+	}
+	if len(x.Caveat) > 0 {
+		f.Caveat = flow.Caveat(x.Caveat[i])
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func sampleFlows() []flow.Flow {
 		Start: at(0), End: at(9), NamedFrom: at(-3), NamedTo: at(1), Cluster: "prod", Node: "node-1", Source: web, Destination: &flow.Endpoint{Kind: flow.EndpointOutside},
 		SourcePort: 40000, TranslatedSrc: netip.MustParseAddr("192.168.7.1"),
 		Service: &flow.Service{Addr: netip.MustParseAddr("10.96.0.33"), Port: 3306, Namespace: "shop", Name: "db"},
-		Reason:  flow.ReasonLogged, Expected: flow.VerdictDenied, Assessment: flow.AssessmentEnforced,
+		Reason:  flow.ReasonLogged, Expected: flow.VerdictDenied, Assessment: flow.AssessmentEnforced, Caveat: flow.CaveatRecent,
 		Policies: []flow.PolicyRef{{Kind: "NetworkPolicy", Namespace: "shop", Name: "p", Rule: "ingress[0]", Side: "ingress"}},
 		Sources:  flow.SourceNFLOG, Connections: 3, Sent: flow.Counters{Packets: 3, Bytes: 180}, Received: flow.Counters{Packets: 1, Bytes: 60},
 		Counted: true, TCPFlags: flow.TCPSyn,
@@ -96,6 +96,7 @@ func TestInvalidFlowsAreNamed(t *testing.T) {
 		{"policy", func(x *Flows) { x.Policy[1] = 99 }},
 		{"expected", func(x *Flows) { x.Expected[1] = 9 }},
 		{"assessment", func(x *Flows) { x.Assessment[1] = -1 }},
+		{"caveat", func(x *Flows) { x.Caveat[1] = 99 }},
 		{"sources", func(x *Flows) { x.Sources[1] = 256 }},
 		{"cluster", func(x *Flows) { x.Cluster[1] = 99 }},
 		{"node", func(x *Flows) { x.Node[1] = 99 }},
@@ -174,12 +175,37 @@ func TestABatchNeedsAKeyAndATime(t *testing.T) {
 		{"key", func(b *Batch) { b.Node = "" }},
 		{"end", func(b *Batch) { b.Start = b.End + 1 }},
 		{"end", func(b *Batch) { b.Start, b.End = 0, 0 }},
+		{"end", func(b *Batch) { b.Start = -1 << 60 }},
+		{"end", func(b *Batch) { b.End = 1 << 60 }},
 	} {
 		batch := sampleBatch()
 		m := FromBatch(&batch)
 		c.spoil(m)
 		if _, _, _, err := m.ToBatch(); err == nil || !strings.Contains(err.Error(), c.field) {
 			t.Errorf("error %v, want one that names %s", err, c.field)
+		}
+	}
+}
+
+// TestInvalidGapsAreNamed: a time that no clock shows would spoil every answer
+// about gaps.
+func TestInvalidGapsAreNamed(t *testing.T) {
+	for name, spoil := range map[string]func(*Gap){
+		"start too early": func(g *Gap) { g.Start = -1 << 60 },
+		"start too late":  func(g *Gap) { g.Start = 1 << 60 },
+		"no end":          func(g *Gap) { g.End = 0 },
+		"end too late":    func(g *Gap) { g.End = 1 << 60 },
+	} {
+		batch := sampleBatch()
+		batch.Gaps = append(batch.Gaps, batch.Gaps[0], batch.Gaps[0])
+		m := FromBatch(&batch)
+		spoil(m.Gaps[1])
+		got, invalid, first, err := m.ToBatch()
+		if err != nil || invalid != 1 || len(got.Gaps) != 2 || len(got.Flows) != len(batch.Flows) {
+			t.Errorf("%s: %d gaps and %d flows, %d invalid, %v", name, len(got.Gaps), len(got.Flows), invalid, err)
+		}
+		if first == nil || !strings.HasPrefix(first.Error(), "field gaps[1]:") {
+			t.Errorf("%s: error %v", name, first)
 		}
 	}
 }
