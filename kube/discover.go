@@ -5,27 +5,36 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// policyGroups have kinds of policy that may decide beside NetworkPolicy.
-func policyGroups() []string {
-	return []string{
-		"policy.networking.k8s.io", "projectcalico.org", "crd.projectcalico.org", "cilium.io", "crd.antrea.io", "k8s.ovn.org",
+// otherPolicies are the kinds of policy that may decide beside NetworkPolicy.
+func otherPolicies() []schema.GroupResource {
+	var out []schema.GroupResource
+	for group, resources := range map[string][]string{
+		"policy.networking.k8s.io": {"adminnetworkpolicies", "baselineadminnetworkpolicies", "clusternetworkpolicies"},
+		"projectcalico.org":        {"networkpolicies", "globalnetworkpolicies"},
+		"crd.projectcalico.org":    {"networkpolicies", "globalnetworkpolicies"},
+		"cilium.io":                {"ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies"},
+		"crd.antrea.io":            {"networkpolicies", "clusternetworkpolicies"},
+	} {
+		for _, r := range resources {
+			out = append(out, schema.GroupResource{Group: group, Resource: r})
+		}
 	}
+	return out
 }
 
 const (
-	discoverEvery = 10 * time.Minute
+	discoverEvery = 5 * time.Minute
 	discoverRetry = 15 * time.Second
 )
 
-// discover looks which other kinds of policy the cluster has. Every
-// authenticated user may ask for that.
+// discover looks again and again which other kinds of policy are in use.
 func (w *Watch) discover(ctx context.Context) error {
 	for {
 		next := discoverEvery
@@ -33,9 +42,7 @@ func (w *Watch) discover(ctx context.Context) error {
 		if err != nil {
 			next = discoverRetry
 		} else {
-			w.mu.Lock()
-			w.other = kinds
-			w.mu.Unlock()
+			w.other.Store(&kinds)
 		}
 		select {
 		case <-time.After(next):
@@ -45,24 +52,35 @@ func (w *Watch) discover(ctx context.Context) error {
 	}
 }
 
+// OtherPolicies names the kinds of policy beside NetworkPolicy that the
+// cluster has objects of, or that cannot be asked for, as resource.group.
+func (w *Watch) OtherPolicies() []string {
+	if kinds := w.other.Load(); kinds != nil {
+		return *kinds
+	}
+	return nil
+}
+
 func (w *Watch) policyKinds(ctx context.Context) ([]string, error) {
+	// Every authenticated user may ask which groups there are.
 	var groups metav1.APIGroupList
 	if err := w.read(ctx, "/apis", &groups); err != nil {
 		return nil, err
 	}
 	var out []string
-	for _, g := range groups.Groups {
-		if !slices.Contains(policyGroups(), g.Name) {
+	for _, p := range otherPolicies() {
+		i := slices.IndexFunc(groups.Groups, func(g metav1.APIGroup) bool { return g.Name == p.Group })
+		if i < 0 {
 			continue
 		}
-		var resources metav1.APIResourceList
-		if err := w.read(ctx, "/apis/"+g.PreferredVersion.GroupVersion, &resources); err != nil {
+		var one struct{ Items []json.RawMessage }
+		err := w.read(ctx, "/apis/"+groups.Groups[i].PreferredVersion.GroupVersion+"/"+p.Resource+"?limit=1", &one)
+		switch {
+		case apierrors.IsNotFound(err):
+		case apierrors.IsForbidden(err), err == nil && len(one.Items) > 0:
+			out = append(out, p.String())
+		case err != nil:
 			return nil, err
-		}
-		for _, r := range resources.APIResources {
-			if name := r.Kind + "." + g.Name; strings.HasSuffix(r.Kind, "NetworkPolicy") && !slices.Contains(out, name) {
-				out = append(out, name)
-			}
 		}
 	}
 	slices.Sort(out)
@@ -74,7 +92,7 @@ func (w *Watch) read(ctx context.Context, path string, into any) error {
 	if err != nil {
 		return err
 	}
-	b, err := client.Get().AbsPath(path).SetHeader("Accept", "application/json").Do(ctx).Raw()
+	b, err := client.Get().RequestURI(path).SetHeader("Accept", "application/json").Do(ctx).Raw()
 	if err != nil {
 		return fmt.Errorf("read %s: %w", path, err)
 	}

@@ -33,7 +33,7 @@ type fakeAPI struct {
 	forbidden map[string]bool
 	down      bool
 	ahead     time.Duration // of its clock
-	groups    string        // answer to /apis; empty has none
+	groups    []string      // API groups beside the usual ones, of version v1
 	conns     []net.Conn
 	requests  []request
 	accept    chan net.Conn
@@ -111,10 +111,6 @@ func (a *fakeAPI) start(anew bool) {
 	}
 }
 
-func resourceOf(o any) string {
-	return strings.ToLower(strings.TrimPrefix(fmt.Sprintf("%T", o), "*v1.")) + "s"
-}
-
 // put creates or changes an object.
 func (a *fakeAPI) put(resource string, o metav1.Object) {
 	a.mu.Lock()
@@ -159,19 +155,15 @@ func (a *fakeAPI) tell(e fakeEvent) {
 func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	w.Header().Set("Date", time.Now().Add(a.ahead).UTC().Format(http.TimeFormat))
-	groups := a.groups
+	groups := metav1.APIGroupList{TypeMeta: metav1.TypeMeta{Kind: "APIGroupList", APIVersion: "v1"}, Groups: []metav1.APIGroup{}}
+	for _, g := range a.groups {
+		groups.Groups = append(groups.Groups, metav1.APIGroup{Name: g, PreferredVersion: metav1.GroupVersionForDiscovery{GroupVersion: g + "/v1", Version: "v1"}})
+	}
 	a.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
-	if len(parts) < 3 || parts[0] == "apis" && len(parts) < 4 {
-		if path, list, ok := strings.Cut(groups, "\n"); ok && r.URL.Path != "/apis" {
-			_ = path
-			fmt.Fprint(w, list)
-		} else if ok {
-			fmt.Fprint(w, path)
-		} else {
-			fmt.Fprint(w, `{"kind":"APIGroupList","apiVersion":"v1","groups":[]}`)
-		}
+	if len(parts) < 3 {
+		_ = json.NewEncoder(w).Encode(groups)
 		return
 	}
 	q := r.URL.Query()

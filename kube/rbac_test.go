@@ -52,6 +52,9 @@ func TestRolesGrantWhatIsAskedAndNoMore(t *testing.T) {
 		t.Run(c.file, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				api := newFakeAPI(t)
+				for _, p := range otherPolicies() {
+					api.groups = append(api.groups, p.Group)
+				}
 				r := watching(t, api, c.node, Options{})
 				<-r.Synced()
 				api.stop()

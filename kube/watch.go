@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -49,10 +49,10 @@ type Watch struct {
 	contact   *contact
 	followers []*follower
 	synced    chan struct{}
+	other     atomic.Pointer[[]string] // kinds of policy beside NetworkPolicy
 
-	mu    sync.Mutex
-	away  away
-	other []string // kinds of policy beside NetworkPolicy
+	mu   sync.Mutex
+	away away
 }
 
 // OpenWatch prepares a watch. It fails where the access cannot be read; an API
@@ -209,9 +209,6 @@ type WatchStatus struct {
 	Skew time.Duration
 	// Problems name the kinds that cannot be watched, and why.
 	Problems []string
-	// PolicyKinds are kinds of policy beside NetworkPolicy that the cluster
-	// has, as kind.group.
-	PolicyKinds []string
 }
 
 // Status describes the present state.
@@ -225,7 +222,7 @@ func (w *Watch) Status() WatchStatus {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s.Away, s.PolicyKinds = w.away.told, slices.Clone(w.other)
+	s.Away = w.away.told
 	return s
 }
 

@@ -262,15 +262,15 @@ func TestSkewIsMeasured(t *testing.T) {
 func TestOtherKindsOfPolicy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := newFakeAPI(t)
-		api.groups = `{"kind":"APIGroupList","apiVersion":"v1","groups":[` +
-			`{"name":"apps","preferredVersion":{"groupVersion":"apps/v1","version":"v1"}},` +
-			`{"name":"cilium.io","preferredVersion":{"groupVersion":"cilium.io/v2","version":"v2"}}]}` + "\n" +
-			`{"kind":"APIResourceList","groupVersion":"cilium.io/v2","resources":[{"name":"a","kind":"CiliumNetworkPolicy"},{"name":"b","kind":"CiliumNode"}]}`
+		api.groups = []string{"apps", "cilium.io", "projectcalico.org"}
+		api.forbidden["globalnetworkpolicies"] = true
+		api.put("ciliumnetworkpolicies", newNamespace("one", nil))
 		r := watching(t, api, "", Options{})
 		<-r.Synced()
 		synctest.Wait()
-		if got := r.Status().PolicyKinds; !slices.Equal(got, []string{"CiliumNetworkPolicy.cilium.io"}) {
-			t.Errorf("%q", got)
+		want := []string{"ciliumnetworkpolicies.cilium.io", "globalnetworkpolicies.projectcalico.org"}
+		if got := r.OtherPolicies(); !slices.Equal(got, want) {
+			t.Errorf("%q, want the one that exists and the one that cannot be asked for: %q", got, want)
 		}
 	})
 }
