@@ -35,7 +35,8 @@ func newPrinter(format string, w io.Writer, o printOptions) (printer, error) {
 		return newPathPrinter(template, w)
 	}
 	b := bufio.NewWriter(w)
-	switch strings.ToLower(format) {
+	format = strings.ToLower(format)
+	switch format {
 	case "compact", "":
 		return &linePrinter{b, func(f *flow.Flow) ([]byte, error) { return compactLine(f, o), nil }}, nil
 	case "json", "jsonpb":
@@ -98,7 +99,7 @@ func newPathPrinter(template string, w io.Writer) (printer, error) {
 // compactLine is one flow at a glance.
 func compactLine(f *flow.Flow, o printOptions) []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s  %s  %s -> %s  %s", f.Start.In(o.location).Format("Jan _2 15:04:05.000"), verdictText(f, o.colors),
+	fmt.Fprintf(&b, "%s  %s  %s -> %s  %s", f.Start.In(o.location).Format("Jan _2 15:04:05.000"), o.colored(verdictColor(f.Verdict), fmt.Sprintf("%-10s", verdictText(f))),
 		sourceName(f), destinationName(f), protocolText(f))
 	if f.Connections != 1 {
 		fmt.Fprintf(&b, " x%d", f.Connections)
@@ -119,27 +120,34 @@ func compactLine(f *flow.Flow, o printOptions) []byte {
 	return b.Bytes()
 }
 
-// ANSI colours of verdicts, as traffic lights have them.
+// ANSI colours of verdicts, as traffic lights have them. All are of one length:
+// the table's columns are aligned with them.
 const (
-	red, green, yellow = "\x1b[31m", "\x1b[32m", "\x1b[33m"
-	plainColor         = "\x1b[0m"
+	red, green, yellow, foreground = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[39m"
+	plainColor                     = "\x1b[0m"
 )
 
-func verdictText(f *flow.Flow, colors bool) string {
-	text := fmt.Sprintf("%-10s", strings.ToUpper(f.Verdict.String()))
-	if !colors {
+func verdictColor(v flow.Verdict) string {
+	switch v {
+	case flow.VerdictDenied:
+		return red
+	case flow.VerdictAllowed:
+		return green
+	case flow.VerdictUnanswered:
+		return yellow
+	}
+	return foreground
+}
+
+// colored gives the text a colour where colours are wanted.
+func (o printOptions) colored(color, text string) string {
+	if !o.colors {
 		return text
 	}
-	switch f.Verdict {
-	case flow.VerdictDenied:
-		return red + text + plainColor
-	case flow.VerdictAllowed:
-		return green + text + plainColor
-	case flow.VerdictUnanswered:
-		return yellow + text + plainColor
-	}
-	return text
+	return color + text + plainColor
 }
+
+func verdictText(f *flow.Flow) string { return strings.ToUpper(f.Verdict.String()) }
 
 func sourceName(f *flow.Flow) string {
 	name := endName(f.Source, f.Src.String())
@@ -221,7 +229,7 @@ func newTablePrinter(w io.Writer, wide bool, o printOptions) *tablePrinter {
 
 func (p *tablePrinter) print(f *flow.Flow) error {
 	if !p.started && p.o.headers {
-		headers := []string{"TIME", "VERDICT", "SOURCE", "DESTINATION", "PORT", "PROTOCOL", "CONNECTIONS", "BYTES", "REASON"}
+		headers := []string{"TIME", p.o.colored(foreground, "VERDICT"), "SOURCE", "DESTINATION", "PORT", "PROTOCOL", "CONNECTIONS", "BYTES", "REASON"}
 		if p.wide {
 			headers = append(headers, "DIRECTION", "NODE", "SERVICE", "SOURCE WORKLOAD", "DESTINATION WORKLOAD", "SOURCE LABELS", "DESTINATION LABELS", "FLAGS")
 		}
@@ -240,7 +248,7 @@ func (p *tablePrinter) print(f *flow.Flow) error {
 		size = bytesText(f.Sent.Bytes + f.Received.Bytes)
 	}
 	cells := []string{
-		f.Start.In(p.o.location).Format("2006-01-02 15:04:05.000"), strings.TrimSpace(verdictText(f, p.o.colors)),
+		f.Start.In(p.o.location).Format("2006-01-02 15:04:05.000"), p.o.colored(verdictColor(f.Verdict), verdictText(f)),
 		endName(f.Source, f.Src.String()), endName(f.Destination, f.Dst.String()), port, f.Protocol.String(),
 		strconv.FormatUint(f.Connections, 10), size, orDash(f.Reason.String()),
 	}
