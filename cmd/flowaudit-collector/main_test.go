@@ -32,7 +32,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := options{
-		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Retain: 30 * 24 * time.Hour, Version: "devel"},
+		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Retain: 30 * 24 * time.Hour, Version: "devel"},
 		duckdb.Options{Dir: "flowaudit-data", Slice: time.Hour},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
