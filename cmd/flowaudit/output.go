@@ -110,14 +110,41 @@ func compactLine(f *flow.Flow, o printOptions) []byte {
 	if f.Counted && f.Verdict != flow.VerdictDenied {
 		fmt.Fprintf(&b, "  %s out, %s in", bytesText(f.Sent.Bytes), bytesText(f.Received.Bytes))
 	}
-	if f.Reason != flow.ReasonNone && f.Reason != flow.ReasonReply {
-		fmt.Fprintf(&b, "  (%s)", f.Reason)
+	if why := whyText(f); why != "" {
+		fmt.Fprintf(&b, "  (%s)", why)
 	}
 	if f.Assessment == flow.AssessmentUnenforced || f.Assessment == flow.AssessmentUnexplained {
 		fmt.Fprintf(&b, "  %s", strings.ToUpper(f.Assessment.String()))
 	}
 	b.WriteByte('\n')
 	return b.Bytes()
+}
+
+// whyText is the reason of a verdict, and the policies that deny the flow. A
+// reply needs no explanation.
+func whyText(f *flow.Flow) string {
+	var parts []string
+	if f.Reason != flow.ReasonNone && f.Reason != flow.ReasonReply {
+		parts = append(parts, f.Reason.String())
+	}
+	if f.Expected == flow.VerdictDenied {
+		if names := policiesText(f.Policies); names != "" {
+			parts = append(parts, "denied by "+names)
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// policiesText names policies, each once.
+func policiesText(refs []flow.PolicyRef) string {
+	var names []string
+	for _, r := range refs {
+		name := strings.TrimPrefix(r.Namespace+"/"+r.Name, "/")
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ",")
 }
 
 // ANSI colours of verdicts, as traffic lights have them. All are of one length:
@@ -231,7 +258,7 @@ func (p *tablePrinter) print(f *flow.Flow) error {
 	if !p.started && p.o.headers {
 		headers := []string{"TIME", p.o.colored(foreground, "VERDICT"), "SOURCE", "DESTINATION", "PORT", "PROTOCOL", "CONNECTIONS", "BYTES", "REASON"}
 		if p.wide {
-			headers = append(headers, "DIRECTION", "NODE", "SERVICE", "SOURCE WORKLOAD", "DESTINATION WORKLOAD", "SOURCE LABELS", "DESTINATION LABELS", "FLAGS")
+			headers = append(headers, "EXPECTED", "ASSESSMENT", "POLICIES", "DIRECTION", "NODE", "SERVICE", "SOURCE WORKLOAD", "DESTINATION WORKLOAD", "SOURCE LABELS", "DESTINATION LABELS", "FLAGS")
 		}
 		if _, err := fmt.Fprintln(p.w, strings.Join(headers, "\t")); err != nil {
 			return err
@@ -257,7 +284,11 @@ func (p *tablePrinter) print(f *flow.Flow) error {
 		if f.Service != nil {
 			service = serviceName(f.Service)
 		}
-		cells = append(cells, f.Direction.String(), orDash(f.Node), service, workloadText(f.Source), workloadText(f.Destination),
+		assessment := f.Assessment.String()
+		if f.Caveat != flow.CaveatNone {
+			assessment += " (" + f.Caveat.String() + ")"
+		}
+		cells = append(cells, f.Expected.String(), assessment, orDash(policiesText(f.Policies)), f.Direction.String(), orDash(f.Node), service, workloadText(f.Source), workloadText(f.Destination),
 			labelsText(f.Source), labelsText(f.Destination), orDash(strings.Join(flow.TCPFlagNames(f.TCPFlags), ",")))
 	}
 	_, err := fmt.Fprintln(p.w, strings.Join(cells, "\t"))
