@@ -299,6 +299,12 @@ type names map[string]*flow.Endpoint
 
 func (n names) Endpoint(a netip.Addr, _ time.Time) *flow.Endpoint { return n[a.String()] }
 
+func (n names) Holder(a netip.Addr, _, _ time.Time) (*flow.Endpoint, time.Duration) {
+	return n[a.String()], 0
+}
+
+func (names) Complete(e *flow.Endpoint) *flow.Endpoint { return e }
+
 // serviceOf knows one Service, whatever its address.
 type serviceOf struct {
 	names

@@ -73,7 +73,7 @@ Examples:
 
   # for a cluster: TLS, and agents and askers show a certificate
   flowaudit-collector --data /var/lib/flowaudit --listen :4245 \
-    --tls-cert tls.crt --tls-key tls.key --tls-client-ca ca.crt --retain 30d
+    --tls-cert tls.crt --tls-key tls.key --tls-client-ca ca.crt --retain 30d --in-cluster
 
 Flags:
 `
@@ -87,6 +87,7 @@ func parse(args []string, stdout io.Writer) (o collector.Options, db duckdb.Opti
 	fs.StringVar(&o.Listen.Address, "listen", flowauditv1.DefaultAddress, "`address` to listen on, host:port or unix:PATH; beyond loopback TLS is needed")
 	fs.StringVar(&db.Dir, "data", "flowaudit-data", "`directory` of the embedded store")
 	fs.StringVar(&o.Manifests, "manifests", "", "`directory` of cluster objects as YAML, which name pods and Services; read again when files change")
+	o.Access.Flags(fs)
 	fs.StringVar(&o.Cluster, "cluster", "default", "`name` or UID of the cluster whose objects these are, as agents give it; flows of other clusters are stored as they come")
 	fs.StringVar(&retain, "retain", "30d", "how long flows are kept, such as 12h or 30d; 0 keeps them all")
 	fs.DurationVar(&db.Slice, "slice", time.Hour, "how much time one file of the store holds; retention deletes whole files")
