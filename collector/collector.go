@@ -95,7 +95,12 @@ func (c *collector) serve(ctx context.Context, listener net.Listener, creds cred
 		defer close(stored)
 		c.committer.run(commitCtx)
 	}()
-	group.Go(func() error { return server.Serve(listener) })
+	group.Go(func() error {
+		if err := server.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) {
+			return err
+		}
+		return nil // told to stop before it began
+	})
 	group.Go(func() error { return c.retain(ctx) })
 	group.Go(func() error {
 		<-ctx.Done()
