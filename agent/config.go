@@ -94,9 +94,15 @@ func (o *Options) Validate() error {
 	if o.UnansweredAfter < time.Second {
 		bad("--unanswered-after %s: want at least 1s", o.UnansweredAfter)
 	}
-	for name, n := range map[string]int{"--max-connections": o.MaxConnections, "--max-flows": o.MaxFlows, "--max-queue": o.MaxQueue} {
-		if n < 1000 {
-			bad("%s %d: want at least 1000", name, n)
+	if o.DumpInterval < 0 {
+		bad("--dump-interval %s: want a time, or 0 for the default", o.DumpInterval)
+	}
+	for _, limit := range []struct {
+		flag string
+		n    int
+	}{{"--max-connections", o.MaxConnections}, {"--max-flows", o.MaxFlows}, {"--max-queue", o.MaxQueue}} {
+		if limit.n < 1000 {
+			bad("%s %d: want at least 1000", limit.flag, limit.n)
 		}
 	}
 	switch o.ConfirmedAllowed {

@@ -180,7 +180,13 @@ func (c *collector) serve(ctx context.Context, listener net.Listener, creds cred
 		defer close(stored)
 		c.committer.run(commitCtx)
 	}()
-	group.Go(func() error { return server.Serve(listener) })
+	group.Go(func() error {
+		// It may be stopped before it has begun.
+		if err := server.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) {
+			return err
+		}
+		return nil
+	})
 	group.Go(func() error { return c.retain(ctx) })
 	group.Go(func() error {
 		<-ctx.Done()

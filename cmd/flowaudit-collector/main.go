@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"strconv"
@@ -109,17 +110,23 @@ func parse(args []string, stdout io.Writer) (o collector.Options, db duckdb.Opti
 	if o.Retain, err = parseDays(retain); err != nil {
 		return o, db, false, fmt.Errorf("--retain: %w", err)
 	}
+	if db.Threads < 0 {
+		return o, db, false, fmt.Errorf("--store-threads %d: want a number from 1, or 0 for one a core", db.Threads)
+	}
 	if db.Slice < time.Minute {
 		return o, db, false, fmt.Errorf("--slice %s: want 1m at least", db.Slice)
 	}
 	return o, db, false, o.Validate()
 }
 
+// maxDays is what a time.Duration holds, and more than any disk.
+const maxDays = 100_000
+
 // parseDays reads a duration that may be in days.
 func parseDays(s string) (time.Duration, error) {
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		n, err := strconv.ParseFloat(days, 64)
-		if err != nil {
+		if err != nil || !(math.Abs(n) <= maxDays) {
 			return 0, fmt.Errorf("%q is no number of days", s)
 		}
 		return time.Duration(n * 24 * float64(time.Hour)), nil

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -49,11 +51,13 @@ minute, lost something in the last hour, or the collector has problems.`,
 func (c *client) showStatus(s *flowauditv1.StatusResponse, output string) error {
 	now := c.env.now()
 	if output == "json" {
-		b, err := protojson.MarshalOptions{Multiline: true, UseProtoNames: true, EmitUnpopulated: true}.Marshal(s)
+		text, err := statusJSON(s)
 		if err != nil {
 			return fmt.Errorf("format status: %w", err)
 		}
-		fmt.Fprintln(c.env.stdout, string(b))
+		if _, err := c.env.stdout.Write(text); err != nil {
+			return err
+		}
 	} else {
 		writeStatus(c.env.stdout, s, now)
 	}
@@ -61,6 +65,20 @@ func (c *client) showStatus(s *flowauditv1.StatusResponse, output string) error 
 		return exitCode(exitError)
 	}
 	return nil
+}
+
+// statusJSON formats anew: protojson varies its white space from build to build.
+func statusJSON(s *flowauditv1.StatusResponse) ([]byte, error) {
+	b, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, b, "", "  "); err != nil {
+		return nil, err
+	}
+	out.WriteByte('\n')
+	return out.Bytes(), nil
 }
 
 func degraded(s *flowauditv1.StatusResponse, now time.Time) bool {
@@ -111,7 +129,7 @@ func writeStatus(w io.Writer, s *flowauditv1.StatusResponse, now time.Time) {
 	_ = t.Flush() // standard output: nobody could be told
 	for _, a := range s.GetAgents() {
 		for _, g := range a.GetGaps() {
-			fmt.Fprintln(w, "  "+gapText(flowauditv1.ToGap(g), now.Location()))
+			fmt.Fprintln(w, "  "+gapText(flowauditv1.ToGap(g), now))
 		}
 		if d := skewText(a.GetSkew()); d != "" {
 			fmt.Fprintf(w, "  %s: the API server's clock is %s this node's\n", a.GetNode(), d)
