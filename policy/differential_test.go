@@ -58,6 +58,9 @@ func lifetime(t *testing.T, g *generator, connections, changes int, seen map[str
 			t.Log(w)
 			return
 		}
+		if g.often(0.2) {
+			engine.RenumberAt(g.IntN(60))
+		}
 		w.change(g, engine)
 	}
 	if got, want := engine.Snapshot().Problems(), w.engine(t, engine.Classes()).Snapshot().Problems(); !slices.Equal(got, want) {
