@@ -51,6 +51,7 @@ func packages(t *testing.T, args ...string) []pkg {
 var mayImport = map[string][]string{
 	"flow":                      {},
 	"queries":                   {},
+	"policy":                    {"flow"},
 	"kube":                      {"flow"},
 	"policy/lint":               {},
 	"proto/dial":                {},
