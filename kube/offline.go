@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
+
+	"github.com/flowaudit/flowaudit/flow"
 )
 
 // Snapshot is a cluster as files describe it, whole objects, each with its place.
@@ -31,6 +33,7 @@ type Snapshot struct {
 
 	places    map[string]place // by kind namespace/name
 	templates []template
+	behind    map[string]flow.Workload // what owns an owner, by kind namespace/name
 }
 
 // Problem is something in a file that cannot be used.
