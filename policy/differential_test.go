@@ -10,8 +10,6 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/policy"
 )
@@ -57,6 +55,9 @@ func lifetime(t *testing.T, g *generator, connections, changes int, seen map[str
 		if t.Failed() {
 			t.Log(w)
 			return
+		}
+		if g.often(0.2) {
+			engine.RenumberAt(g.IntN(60))
 		}
 		w.change(g, engine)
 	}
@@ -151,8 +152,8 @@ func compare(t *testing.T, s *policy.Snapshot, r *refPolicies, c *refConnection,
 	connection := c.asConnection(classes)
 	registered(s, &c.src, &connection.Src)
 	d := s.Decide(connection)
-	if again := s.Decide(connection); !cmp.Equal(d, again) {
-		t.Errorf("%+v is decided in two ways:\n%s", connection, cmp.Diff(d, again))
+	if again := s.Decide(connection); again.Verdict != d.Verdict || !equalSides(&again.Egress, &d.Egress) || !equalSides(&again.Ingress, &d.Ingress) {
+		t.Errorf("%+v is decided in two ways:\n%+v\n%+v", connection, d, again)
 	}
 	verdict, egress, ingress := r.decide(c)
 	if d.Verdict.String() != verdict {
@@ -161,6 +162,10 @@ func compare(t *testing.T, s *policy.Snapshot, r *refPolicies, c *refConnection,
 	compareSide(t, "egress", c, &d.Egress, &egress)
 	compareSide(t, "ingress", c, &d.Ingress, &ingress)
 	return verdict
+}
+
+func equalSides(a, b *policy.Side) bool {
+	return a.Verdict == b.Verdict && a.Reason == b.Reason && a.Isolated == b.Isolated && slices.Equal(a.By, b.By) && slices.Equal(a.Allowed, b.Allowed)
 }
 
 // registered takes the end from the snapshot's own pods, which must be the same.

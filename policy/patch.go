@@ -37,10 +37,10 @@ type Operation struct {
 
 var peersNames = [2]string{"to", "from"}
 
-// patch finds the smallest change: one port or one peer more in the nearest
-// rule if only one of them fails, else one rule more.
+// patch finds the smallest change, the one that opens least: one port or one
+// peer more in the nearest rule if only one of them fails, else one rule more.
 func (a *attempt) patch(policies *selection, nearest *miss) *Patch {
-	if nearest != nil && nearest.peers == nil {
+	if nearest != nil && nearest.peers == nil && !nearest.open {
 		path := fmt.Sprintf("/spec/%s/%d/ports/-", directionNames[a.direction], nearest.index)
 		return addition(nearest.policy, a.direction, path, a.addedPort())
 	}

@@ -2,7 +2,6 @@ package policy_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -149,7 +148,7 @@ func add(t *testing.T, tree any, path []string, value any) any {
 		}
 		i, err := strconv.Atoi(path[0])
 		if err != nil || i >= len(node) || len(path) == 1 {
-			t.Fatal(fmt.Sprintf("path %v leads nowhere in %v", path, node))
+			t.Fatalf("path %v leads nowhere in %v", path, node)
 		}
 		node[i] = add(t, node[i], path[1:], value)
 		return node
