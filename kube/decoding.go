@@ -49,6 +49,9 @@ func (d *decoding) broken(err error) {
 	line := d.source.line
 	if m := yamlLine.FindStringSubmatch(text); m != nil {
 		n, _ := strconv.Atoi(m[1]) // the pattern has digits only
+		if strings.Contains(text, "did not find expected") {
+			n++ // the library's parser counts from 0, its scanner from 1
+		}
 		// What is missing at the end is missing in the last line.
 		line += min(n-1, bytes.Count(bytes.TrimRight(d.source.text, "\n"), []byte("\n")))
 		text = strings.Replace(text, m[0], "", 1)

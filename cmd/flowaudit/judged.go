@@ -262,4 +262,3 @@ func (s *source) load(more ...string) (*judged, error) {
 	j.tellProblems(s)
 	return j, nil
 }
-

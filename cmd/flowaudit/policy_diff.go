@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -172,14 +173,24 @@ func (d *differ) changes(from, to *workload) []change {
 	return out
 }
 
-// explain finds the policies behind a change: those that decide now, or those
-// that did before.
+// explain finds the policies behind a change: those that decide so now, or
+// those that stood against it before.
 func (d *differ) explain(c *change, from, to, newFrom, newTo *workload) {
+	var want flow.Verdict
+	switch {
+	case c.After == "allow" || c.After == "some" && c.Before == "deny":
+		want = flow.VerdictAllowed
+	case c.After == "deny" || c.After == "some" && c.Before == "allow":
+		want = flow.VerdictDenied
+	default:
+		return
+	}
 	j := d.after
-	c.Because = deciding(j, newFrom, newTo, &c.ports)
-	if len(c.Because) == 0 {
-		c.Gone, j = true, d.before
-		c.Because = deciding(j, from, to, &c.ports)
+	c.Because = j.deciding(newFrom, newTo, &c.ports, want)
+	if len(c.Because) == 0 && want == flow.VerdictAllowed {
+		j = d.before
+		c.Because = j.deciding(from, to, &c.ports, flow.VerdictDenied)
+		c.Gone = len(c.Because) > 0
 	}
 	for _, r := range c.Because {
 		if at := j.where(r); at != "" {
@@ -188,14 +199,19 @@ func (d *differ) explain(c *change, from, to, newFrom, newTo *workload) {
 	}
 }
 
-// deciding names the policies that decide for the first of the pods.
-func deciding(j *judged, from, to *workload, p *ports) []flow.PolicyRef {
-	conn := connection(from.ends[0], to.ends[0], p.protocol, p.first)
-	if from.name == to.name {
-		conn.Src.Pod += " of the same workload"
+// deciding names the policies by which pods of two workloads have a verdict:
+// of the first two of which that holds.
+func (j *judged) deciding(from, to *workload, p *ports, want flow.Verdict) []flow.PolicyRef {
+	for i := range from.ends {
+		for k := range to.ends {
+			c := meeting(from, to, i, k)
+			c.Protocol, c.Port = p.protocol, p.first
+			if d := j.policies.Decide(&c); d.Verdict == want {
+				return d.Policies()
+			}
+		}
 	}
-	decision := j.policies.Decide(&conn)
-	return decision.Policies()
+	return nil
 }
 
 // writer returns what writes a change, and what ends the output.
@@ -213,17 +229,20 @@ func (o *policyDiff) writer(w io.Writer) (write func(*change) error, finish func
 		e := json.NewEncoder(w)
 		return func(c *change) error { return e.Encode(c) }, func(d *differ) error { o.tellWorkloads(o.env.stderr, d); return nil }
 	}
-	groups := []string{"becomes allowed", "becomes denied", "changes"}
-	lines := make(map[string][]string)
+	groups := []string{"becomes allowed", "becomes denied", "becomes partly allowed, or unknown"}
+	lines := make(map[string][]*changeLine)
 	return func(c *change) error {
-			group := "changes"
+			group := groups[2]
 			switch c.After {
 			case "allow":
-				group = "becomes allowed"
+				group = groups[0]
 			case "deny":
-				group = "becomes denied"
+				group = groups[1]
 			}
-			lines[group] = append(lines[group], c.text())
+			if n := len(lines[group]); n > 0 && lines[group][n-1].takes(c) {
+				return nil
+			}
+			lines[group] = append(lines[group], &changeLine{*c, []ports{c.ports}})
 			return nil
 		}, func(d *differ) error {
 			for _, g := range groups {
@@ -233,7 +252,7 @@ func (o *policyDiff) writer(w io.Writer) (write func(*change) error, finish func
 				fmt.Fprintln(w, g)
 				t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 				for _, l := range lines[g] {
-					fmt.Fprintln(t, "  "+l)
+					fmt.Fprintln(t, "  "+l.text())
 				}
 				if err := t.Flush(); err != nil {
 					return err
@@ -247,13 +266,28 @@ func (o *policyDiff) writer(w io.Writer) (write func(*change) error, finish func
 		}
 }
 
-func (c *change) text() string {
-	text := fmt.Sprintf("%s -> %s\t%s", c.From, c.To, portsText([]ports{c.ports}))
-	if c.After != "allow" && c.After != "deny" || c.Before != "allow" && c.Before != "deny" {
-		text += fmt.Sprintf(" (%s, was %s)", c.After, c.Before)
+// changeLine is a line for people: changes that differ in their ports only.
+type changeLine struct {
+	change
+	all []ports
+}
+
+// takes adds a change to the line, if it is like the others.
+func (l *changeLine) takes(c *change) bool {
+	if c.From != l.From || c.To != l.To || c.Before != l.Before || c.After != l.After || c.Gone != l.Gone || !slices.Equal(c.Because, l.Because) {
+		return false
+	}
+	l.all = append(l.all, c.ports)
+	return true
+}
+
+func (l *changeLine) text() string {
+	text := fmt.Sprintf("%s -> %s\t%s", l.From, l.To, portsText(l.all))
+	if l.After != "allow" && l.After != "deny" || l.Before != "allow" && l.Before != "deny" {
+		text += fmt.Sprintf(" (%s, was %s)", l.After, l.Before)
 	}
 	var names []string
-	for _, r := range c.Because {
+	for _, r := range l.Because {
 		name := r.Namespace + "/" + r.Name
 		if r.Rule != "" {
 			name += " " + r.Rule
@@ -262,13 +296,14 @@ func (c *change) text() string {
 	}
 	switch {
 	case len(names) == 0:
-	case c.Gone:
-		text += "\tno more by " + some(names)
+		text += "\t-"
+	case l.Gone:
+		text += "\tno more denied by " + some(names)
 	default:
 		text += "\tby " + some(names)
 	}
-	if len(c.files) > 0 {
-		text += " (" + some(c.files) + ")"
+	if len(l.files) > 0 {
+		text += " (" + some(l.files) + ")"
 	}
 	return text
 }

@@ -113,11 +113,11 @@ func (o *policyExplain) show(j *judged, x *policy.Explanation) error {
 		e.SetIndent("", "  ")
 		return e.Encode(explained{x, files})
 	}
-	if _, err := fmt.Fprintln(o.env.stdout, x); err != nil {
+	if _, err := fmt.Fprint(o.env.stdout, x); err != nil {
 		return err
 	}
 	if len(order) > 0 {
-		fmt.Fprintln(o.env.stdout, "written in")
+		fmt.Fprintln(o.env.stdout, "\nwritten in")
 	}
 	for _, name := range order {
 		fmt.Fprintf(o.env.stdout, "  %s  %s\n", files[name], name)

@@ -139,10 +139,7 @@ func (j *judged) reach(from, to *workload) []ports {
 	var out []ports
 	for i := range from.ends {
 		for k := range to.ends {
-			c := connection(from.ends[i], to.ends[k], flow.TCP, 0)
-			if from.name == to.name {
-				c.Src.Pod += " of the same workload" // a pod always reaches itself, which says nothing
-			}
+			c := meeting(from, to, i, k)
 			one := rangesOf(j.policies.Reach(&c.Src, &c.Dst), from.name == outsideName || to.name == outsideName)
 			if out == nil {
 				out = one
@@ -152,6 +149,16 @@ func (j *judged) reach(from, to *workload) []ports {
 		}
 	}
 	return merged(out)
+}
+
+// meeting is a connection between pods of two workloads. Of one workload they
+// are two pods: that a pod reaches itself says nothing.
+func meeting(from, to *workload, i, k int) policy.Connection {
+	c := connection(from.ends[i], to.ends[k], flow.TCP, 0)
+	if from.name == to.name {
+		c.Src.Pod += " of the same workload"
+	}
+	return c
 }
 
 // rangesOf takes over ranges. Of an address outside that is not said the
@@ -244,4 +251,3 @@ func checkNames(flag string, names []string, all []workload) error {
 	}
 	return nil
 }
-
