@@ -107,12 +107,12 @@ type Datagram struct {
 // Burst sends datagrams from any address, each a connection of its own. Next
 // gives them until it says no.
 func Burst(from Place, next func() (Datagram, bool)) error {
-	return from.Do(func() error {
+	return from.Do(func() (err error) {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
 		if err != nil {
 			return fmt.Errorf("open a raw socket: %w", err)
 		}
-		defer unix.Close(fd)
+		defer func() { err = errors.Join(err, unix.Close(fd)) }()
 		const length = 20 + 8 + 4
 		b := make([]byte, length)
 		b[0], b[8], b[9] = 0x45, 64, unix.IPPROTO_UDP
