@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -43,46 +44,69 @@ func (c *Cluster) NamespaceReady(ctx context.Context, name string) error {
 	})
 }
 
-// Pods waits until exactly n pods of a namespace that a label selector
-// selects run, and no other is still ending.
-func (c *Cluster) Pods(ctx context.Context, namespace, selector string, n int) ([]*Pod, error) {
+// Running waits until exactly n pods of a namespace that a label selector
+// selects are ready, and no other is still ending.
+func (c *Cluster) Running(ctx context.Context, namespace, selector string, n int) ([]*corev1.Pod, error) {
 	s, err := labels.Parse(selector)
 	if err != nil {
 		return nil, fmt.Errorf("select pods: %w", err)
 	}
-	var found []*Pod
+	var found []*corev1.Pod
 	err = until(ctx, fmt.Sprintf("%d pods %s of namespace %s", n, selector, namespace), func(context.Context) error {
-		pods, err := c.dispatch.pods.Pods(namespace).List(s)
-		if err != nil {
+		if found, err = c.dispatch.pods.Pods(namespace).List(s); err != nil {
 			return err
 		}
-		found = found[:0]
-		for _, pod := range pods {
-			k := c.dispatch.kubelets[pod.Spec.NodeName]
-			if pod.Status.Phase != corev1.PodRunning || pod.DeletionTimestamp != nil || k == nil || k.get(pod.UID) == nil {
-				return fmt.Errorf("pod %s does not run", pod.Name)
+		for _, pod := range found {
+			if pod.DeletionTimestamp != nil || !ready(pod) {
+				return fmt.Errorf("pod %s is not ready", pod.Name)
 			}
-			found = append(found, k.get(pod.UID))
 		}
 		if len(found) != n {
-			return fmt.Errorf("%d run", len(found))
+			return fmt.Errorf("there are %d", len(found))
 		}
 		return nil
 	})
 	return found, err
 }
 
+func ready(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// Pods waits as Running does, for pods that are network namespaces.
+func (c *Cluster) Pods(ctx context.Context, namespace, selector string, n int) ([]*Pod, error) {
+	running, err := c.Running(ctx, namespace, selector, n)
+	if err != nil {
+		return nil, err
+	}
+	var pods []*Pod
+	for _, pod := range running {
+		k := c.dispatch.kubelets[pod.Spec.NodeName]
+		if k == nil {
+			return nil, fmt.Errorf("pod %s/%s is on %s, where pods are containers", namespace, pod.Name, pod.Spec.NodeName)
+		}
+		p := k.get(pod.UID)
+		if p == nil {
+			return nil, fmt.Errorf("pod %s/%s has ended", namespace, pod.Name)
+		}
+		pods = append(pods, p)
+	}
+	return pods, nil
+}
+
 // ServiceReady waits until every node leads connections to a Service's n
 // addresses, on all of its ports, to pods.
 func (c *Cluster) ServiceReady(ctx context.Context, namespace, name string, n int) error {
 	return until(ctx, fmt.Sprintf("the Service %s/%s", namespace, name), func(ctx context.Context) error {
-		slices, err := c.Client.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + name})
+		list, err := c.Client.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + name})
 		if err != nil {
 			return err
 		}
 		var backends []netip.AddrPort
 		addrs := make(map[netip.Addr]bool)
-		for _, s := range slices.Items {
+		for _, s := range list.Items {
 			for _, e := range s.Endpoints {
 				addr, err := netip.ParseAddr(e.Addresses[0])
 				if err != nil {
@@ -97,7 +121,7 @@ func (c *Cluster) ServiceReady(ctx context.Context, namespace, name string, n in
 		if len(addrs) != n {
 			return fmt.Errorf("it has %d endpoints, want %d", len(addrs), n)
 		}
-		for _, node := range c.Nodes {
+		for _, node := range c.all() {
 			if done, err := node.programmed(ctx, c.options.ProxyMode, backends); err != nil || !done {
 				return errors.Join(err, fmt.Errorf("kube-proxy on %s has not programmed it", node.Name))
 			}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/flowaudit/flowaudit/test/cluster/machine"
 	"github.com/flowaudit/flowaudit/test/netlab"
 )
 
@@ -51,9 +52,10 @@ func (o Options) Validate() error {
 
 // Cluster is a running cluster.
 type Cluster struct {
-	Nodes  []*Node
-	Client kubernetes.Interface // as admin, from this process
-	Dir    string               // of logs and kubeconfigs, removed with the cluster
+	Nodes    []*Node              // whose pods are network namespaces
+	Machines []*Node              // with real kubelets, see AddMachines
+	Client   kubernetes.Interface // as admin, from this process
+	Dir      string               // of logs and kubeconfigs, removed with the cluster
 
 	options  Options
 	plane    *plane
@@ -153,7 +155,7 @@ func (c *Cluster) makeNodes() error {
 func (c *Cluster) Close() error {
 	c.cancel()
 	errs := []error{c.wait()}
-	for _, n := range c.Nodes {
+	for _, n := range c.all() {
 		errs = append(errs, n.Close())
 	}
 	if c.plane != nil {
@@ -192,26 +194,35 @@ func (c *Cluster) Apply(ctx context.Context, yaml string) error {
 	return err
 }
 
-// makeDir makes the cluster's directory, with the pid in its name, and removes
-// those of programs that are gone.
-func makeDir() (string, error) {
-	const prefix = "flowaudit-cluster-"
-	old, err := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*"))
+// Sweep removes what clusters of programs that are gone left: directories and
+// network namespaces. Their processes ended with them.
+func Sweep() error {
+	old, err := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
 	if err != nil {
-		return "", fmt.Errorf("list old directories: %w", err)
+		return fmt.Errorf("list old directories: %w", err)
 	}
 	for _, dir := range old {
-		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), prefix), "-")
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
 		if _, err := strconv.Atoi(pid); err != nil {
 			continue
 		}
 		if _, err := os.Stat("/proc/" + pid); errors.Is(err, os.ErrNotExist) {
 			if err := os.RemoveAll(dir); err != nil {
-				return "", fmt.Errorf("remove an old directory: %w", err)
+				return fmt.Errorf("remove an old directory: %w", err)
 			}
 		}
 	}
-	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", prefix, os.Getpid()))
+	return errors.Join(netlab.Sweep(), machine.Sweep())
+}
+
+// dirPrefix begins the name of a cluster's directory; the pid follows.
+const dirPrefix = "flowaudit-cluster-"
+
+func makeDir() (string, error) {
+	if err := Sweep(); err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", dirPrefix, os.Getpid()))
 	if err != nil {
 		return "", fmt.Errorf("make directory: %w", err)
 	}

@@ -27,11 +27,11 @@ func install(ctx context.Context, progress io.Writer) error {
 	return nil
 }
 
-// Unpacked finds a program on this machine, or takes it out of a Debian package
+// unpacked finds a program on this machine, or takes it out of a Debian package
 // without installing that: an installed package would start a daemon.
 func unpacked(ctx context.Context, progress io.Writer, pkg, program string) (string, error) {
-	if path, err := exec.LookPath(filepath.Base(program)); err == nil {
-		return path, nil
+	if _, err := os.Stat("/" + program); err == nil {
+		return "/" + program, nil
 	}
 	cache, err := cacheDir()
 	if err != nil {

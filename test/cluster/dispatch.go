@@ -35,11 +35,12 @@ type podRef struct {
 
 func newDispatcher(p *plane, nodes []*Node, progress io.Writer) *dispatcher {
 	d := &dispatcher{
-		scheduler: &scheduler{p: p, nodes: nodes}, kubelets: make(map[string]*kubelet), progress: progress,
+		scheduler: &scheduler{p: p}, kubelets: make(map[string]*kubelet), progress: progress,
 		factory: informers.NewSharedInformerFactory(p.client, 0),
 		queues:  map[string]workqueue.TypedRateLimitingInterface[podRef]{"": newQueue()},
 	}
 	for _, n := range nodes {
+		d.scheduler.add(n)
 		d.kubelets[n.Name] = &kubelet{node: n, p: p, pods: make(map[types.UID]*Pod)}
 		d.queues[n.Name] = newQueue()
 	}

@@ -11,9 +11,18 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/flowaudit/flowaudit/test/cluster/process"
 	"github.com/flowaudit/flowaudit/test/netlab"
+)
+
+// KindLabel is a label of nodes: whether their pods are network namespaces, or
+// containers of a real kubelet.
+const (
+	KindLabel     = "flowaudit.test/kind"
+	KindNamespace = "namespace"
+	KindMachine   = "machine"
 )
 
 // Node is a node of the cluster: a network namespace with kube-proxy in it.
@@ -22,8 +31,9 @@ type Node struct {
 	Name       string
 	IPv4, IPv6 netip.Addr
 
-	number int // from 1, part of its addresses
-	proxy  *process.Process
+	number  int // from 1, part of its addresses
+	proxy   *process.Process
+	machine *realMachine // nil where this program plays the kubelet
 }
 
 func (n *Node) podCIDRs() []string {
@@ -71,7 +81,7 @@ func route(nodes []*Node) error {
 				continue
 			}
 			cidrs := to.podCIDRs()
-			if err := from.Batch("route add "+cidrs[0]+" via "+to.IPv4.String(), "route add "+cidrs[1]+" via "+to.IPv6.String()); err != nil {
+			if err := from.Batch("route replace "+cidrs[0]+" via "+to.IPv4.String(), "route replace "+cidrs[1]+" via "+to.IPv6.String()); err != nil {
 				return err
 			}
 		}
@@ -79,17 +89,32 @@ func route(nodes []*Node) error {
 	return nil
 }
 
-// register makes the node known, as its kubelet would.
-func (n *Node) register(ctx context.Context, p *plane) error {
-	cidrs := n.podCIDRs()
-	node := &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{corev1.LabelHostname: n.Name, corev1.LabelTopologyZone: fmt.Sprintf("zone-%d", n.number)}},
-		Spec:       corev1.NodeSpec{PodCIDR: cidrs[0], PodCIDRs: cidrs},
+func (n *Node) labels() labels.Set {
+	kind := KindNamespace
+	if n.machine != nil {
+		kind = KindMachine
 	}
-	nodes := p.client.CoreV1().Nodes()
-	made, err := nodes.Create(ctx, node, metav1.CreateOptions{})
+	return labels.Set{corev1.LabelHostname: n.Name, corev1.LabelTopologyZone: fmt.Sprintf("zone-%d", n.number), KindLabel: kind}
+}
+
+// create makes the node known. Its networks are given here: no controller does.
+func (n *Node) create(ctx context.Context, p *plane) (*corev1.Node, error) {
+	cidrs := n.podCIDRs()
+	node, err := p.client.CoreV1().Nodes().Create(ctx, &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: n.labels()},
+		Spec:       corev1.NodeSpec{PodCIDR: cidrs[0], PodCIDRs: cidrs},
+	}, metav1.CreateOptions{})
 	if err != nil {
-		return fmt.Errorf("create node %s: %w", n.Name, err)
+		return nil, fmt.Errorf("create node %s: %w", n.Name, err)
+	}
+	return node, nil
+}
+
+// register makes the node known and ready, as its kubelet would.
+func (n *Node) register(ctx context.Context, p *plane) error {
+	made, err := n.create(ctx, p)
+	if err != nil {
+		return err
 	}
 	now := metav1.Now()
 	made.Status.Addresses = []corev1.NodeAddress{
@@ -98,7 +123,7 @@ func (n *Node) register(ctx context.Context, p *plane) error {
 		{Type: corev1.NodeHostName, Address: n.Name},
 	}
 	made.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "NamespaceMade", LastHeartbeatTime: now, LastTransitionTime: now}}
-	if _, err := nodes.UpdateStatus(ctx, made, metav1.UpdateOptions{}); err != nil {
+	if _, err := p.client.CoreV1().Nodes().UpdateStatus(ctx, made, metav1.UpdateOptions{}); err != nil {
 		return fmt.Errorf("update status of node %s: %w", n.Name, err)
 	}
 	return nil
@@ -149,6 +174,9 @@ func (n *Node) Close() error {
 	var errs []error
 	if n.proxy != nil {
 		errs = append(errs, n.proxy.Kill())
+	}
+	if n.machine != nil {
+		errs = append(errs, n.machine.stop())
 	}
 	return errors.Join(append(errs, n.Node.Close())...)
 }

@@ -3,7 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
-	"sync/atomic"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -12,11 +12,20 @@ import (
 )
 
 // scheduler binds pods to nodes in turn, where a node selector or a
-// DaemonSet's affinity does not say to which.
+// DaemonSet's affinity does not say to which. Machines must be asked for.
 type scheduler struct {
-	p     *plane
+	p *plane
+
+	mu    sync.Mutex
 	nodes []*Node
-	turn  atomic.Uint32
+	turn  int
+}
+
+// add makes a node one that pods can be bound to.
+func (s *scheduler) add(n *Node) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nodes = append(s.nodes, n)
 }
 
 func (s *scheduler) bind(ctx context.Context, pod *corev1.Pod) error {
@@ -35,15 +44,20 @@ func (s *scheduler) bind(ctx context.Context, pod *corev1.Pod) error {
 }
 
 func (s *scheduler) choose(pod *corev1.Pod) *Node {
-	first := s.turn.Add(1)
-	for i := range s.nodes {
-		n := s.nodes[(int(first)+i)%len(s.nodes)]
-		fits := labels.SelectorFromSet(pod.Spec.NodeSelector).Matches(labels.Set{corev1.LabelHostname: n.Name})
-		if fits && named(pod.Spec.Affinity, n.Name) {
-			return n
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var fit []*Node
+	for _, n := range s.nodes {
+		asked := n.machine == nil || len(pod.Spec.NodeSelector) > 0 // a machine has few images
+		if asked && labels.SelectorFromSet(pod.Spec.NodeSelector).Matches(n.labels()) && named(pod.Spec.Affinity, n.Name) {
+			fit = append(fit, n)
 		}
 	}
-	return nil
+	if len(fit) == 0 {
+		return nil
+	}
+	s.turn++
+	return fit[s.turn%len(fit)]
 }
 
 // named tells whether a required affinity by node name, as the DaemonSet

@@ -26,7 +26,7 @@ const prefix = "falab"
 // New makes a namespace with its loopback up. The caller closes it. Namespaces
 // of programs that are gone are removed.
 func New(label string) (*Namespace, error) {
-	if err := sweep(); err != nil {
+	if err := Sweep(); err != nil {
 		return nil, err
 	}
 	n := &Namespace{Name: fmt.Sprintf("%s-%d-%s", prefix, os.Getpid(), label)}
@@ -39,8 +39,8 @@ func New(label string) (*Namespace, error) {
 	return n, nil
 }
 
-// sweep removes namespaces whose maker does not run any more.
-func sweep() error {
+// Sweep removes namespaces whose maker does not run any more. New does it, too.
+func Sweep() error {
 	entries, err := os.ReadDir("/run/netns")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

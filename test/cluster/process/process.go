@@ -32,7 +32,10 @@ func Start(name, dir string, cmd *exec.Cmd) (*Process, error) {
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
 	// A process group of its own: the terminal's Ctrl-C must not end it first.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Pdeathsig = true, syscall.SIGKILL
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
