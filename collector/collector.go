@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/flowaudit/flowaudit/collector/store"
@@ -47,10 +48,15 @@ const (
 // Run collects and answers until ctx ends, then finishes what is under way.
 func Run(ctx context.Context, o Options) (err error) {
 	defer func() { err = errors.Join(err, o.Store.Close()) }()
-	c := &collector{Options: o, index: kube.NewIndex(), agents: newAgents(), hub: newHub(), started: time.Now()}
-	c.committer = newCommitter(o.Store, c.hub.publish)
-	c.ingest = &ingest{commit: c.committer, index: c.index, agents: c.agents, log: o.Log}
-	return c.run(ctx)
+	creds, err := o.Listen.credentials()
+	if err != nil {
+		return err
+	}
+	listener, err := o.Listen.listen()
+	if err != nil {
+		return err
+	}
+	return newCollector(o).serve(ctx, listener, creds)
 }
 
 type collector struct {
@@ -63,11 +69,16 @@ type collector struct {
 	started   time.Time
 }
 
-func (c *collector) run(ctx context.Context) error {
-	server, listener, err := c.server()
-	if err != nil {
-		return err
-	}
+func newCollector(o Options) *collector {
+	c := &collector{Options: o, index: kube.NewIndex(), agents: newAgents(), hub: newHub(), started: time.Now()}
+	c.committer = newCommitter(o.Store, c.hub.publish)
+	c.ingest = &ingest{commit: c.committer, index: c.index, agents: c.agents, log: o.Log}
+	return c
+}
+
+// serve takes over the listener.
+func (c *collector) serve(ctx context.Context, listener net.Listener, creds credentials.TransportCredentials) error {
+	server := c.server(creds)
 	group, ctx := errgroup.WithContext(ctx)
 	if c.Manifests != "" {
 		watch, err := kube.OpenManifests(c.Manifests, c.index, c.Log)
@@ -95,7 +106,7 @@ func (c *collector) run(ctx context.Context) error {
 	if c.Listening != nil {
 		c.Listening(listener.Addr())
 	}
-	err = group.Wait()
+	err := group.Wait()
 	close(c.committer.waiting) // no handler is left that could submit
 	select {
 	case <-stored:
@@ -109,15 +120,7 @@ func (c *collector) run(ctx context.Context) error {
 	return err
 }
 
-func (c *collector) server() (*grpc.Server, net.Listener, error) {
-	creds, err := c.Listen.credentials()
-	if err != nil {
-		return nil, nil, err
-	}
-	listener, err := c.Listen.listen()
-	if err != nil {
-		return nil, nil, err
-	}
+func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server {
 	server := grpc.NewServer(
 		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -128,7 +131,7 @@ func (c *collector) server() (*grpc.Server, net.Listener, error) {
 	)
 	flowauditv1.RegisterIngestServer(server, c.ingest)
 	flowauditv1.RegisterQueryServer(server, &query{store: c.Store, hub: c.hub, status: c.status})
-	return server, listener, nil
+	return server
 }
 
 // stop lets calls finish that can; followers and agents never end by themselves.

@@ -106,15 +106,19 @@ func writeQuestions(w io.Writer, all []*flowauditv1.Question) {
 
 func (o *questionQuery) show(stream flowauditv1.Query_RunClient) error {
 	var columns []string
+	var coverage *flowauditv1.Coverage
 	var write func([]*structpb.Value) error
 	finish := func() error { return nil }
 	for {
 		part, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return finish()
+			break
 		}
 		if err != nil {
 			return err
+		}
+		if c := part.GetCoverage(); c != nil {
+			coverage = c
 		}
 		if write == nil {
 			columns = part.GetColumns()
@@ -126,6 +130,13 @@ func (o *questionQuery) show(stream flowauditv1.Query_RunClient) error {
 			}
 		}
 	}
+	if err := finish(); err != nil {
+		return err
+	}
+	if coverage != nil {
+		writeCoverage(o.env.stderr, flowauditv1.ToCoverage(coverage), o.env.now().Location())
+	}
+	return nil
 }
 
 // writer returns what writes a row, and what ends the table.
