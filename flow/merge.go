@@ -28,7 +28,7 @@ func Merge(reports []Flow, slack time.Duration) []Flow {
 type Merger struct {
 	slack time.Duration
 	yield func(Flow) bool
-	queue []*merged           // not given yet, by Start
+	queue []*merged          // not given yet, by Start
 	open  map[pairOf]pending // those of them that a report may still join
 	done  bool
 }

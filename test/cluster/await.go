@@ -11,6 +11,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/tools/clientcmd/api"
@@ -94,6 +95,20 @@ func (c *Cluster) Pods(ctx context.Context, namespace, selector string, n int) (
 		pods = append(pods, p)
 	}
 	return pods, nil
+}
+
+// Gone waits until a pod has ended and its successor, if any, may be looked for.
+func (c *Cluster) Gone(ctx context.Context, p *Pod) error {
+	return until(ctx, fmt.Sprintf("the end of pod %s", p.Key), func(context.Context) error {
+		pod, err := c.dispatch.pods.Pods(p.Key.Namespace).Get(p.Key.Name)
+		switch {
+		case apierrors.IsNotFound(err), err == nil && pod.UID != p.UID:
+			return nil
+		case err != nil:
+			return err
+		}
+		return errors.New("it is there")
+	})
 }
 
 // ServiceReady waits until every node leads connections to a Service's n

@@ -134,6 +134,13 @@ func (c *Cluster) Reboot(ctx context.Context, n *Node) error {
 	return c.machineReady(ctx, n)
 }
 
+// Exec runs a container's BoxImage program with arguments, such as talk tcp
+// 10.0.0.1:80, in a pod of a machine. The pod may be deploy/NAME, too.
+func (c *Cluster) Exec(ctx context.Context, namespace, pod string, args ...string) error {
+	_, err := c.Kubectl(ctx, "", append([]string{"-n", namespace, "exec", pod, "--", "/box"}, args...)...)
+	return err
+}
+
 // machineReady waits until the kubelet says that its node is ready.
 func (c *Cluster) machineReady(ctx context.Context, n *Node) error {
 	err := until(ctx, "node "+n.Name, func(ctx context.Context) error {

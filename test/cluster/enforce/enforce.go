@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -30,7 +31,7 @@ type Enforcer struct {
 
 // Start writes rules until the context ends.
 func Start(ctx context.Context, client kubernetes.Interface, nodes map[string]Node, o Options) (*Enforcer, error) {
-	e := &Enforcer{client: client, nodes: nodes, options: o, written: make(map[string]string)}
+	e := &Enforcer{client: client, nodes: maps.Clone(nodes), options: o, written: make(map[string]string)}
 	changed := make(chan struct{}, 1)
 	changes := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { notify(changed) },
@@ -72,6 +73,14 @@ func (e *Enforcer) follow(ctx context.Context, changed <-chan struct{}) {
 		}
 		_ = e.Sync(ctx) // with the API server away, the rules stay as they are
 	}
+}
+
+// Add makes a node one whose rules are written.
+func (e *Enforcer) Add(ctx context.Context, name string, n Node) error {
+	e.mu.Lock()
+	e.nodes[name] = n
+	e.mu.Unlock()
+	return e.Sync(ctx)
 }
 
 // Sync writes the rules of what the API server has now. When it returns they

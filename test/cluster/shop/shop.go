@@ -4,6 +4,7 @@ package shop
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -41,12 +42,10 @@ func Open(ctx context.Context, c *cluster.Cluster, e *enforce.Enforcer) (*Shop, 
 		return nil, err
 	}
 	s := &Shop{Probe: make(map[string]*cluster.Pod), DBService: make(map[bool]netip.Addr)}
-	for app, pod := range map[string]**cluster.Pod{"db": &s.DB, "api": &s.API, "web": &s.Web, "report": &s.Report} {
-		pods, err := c.Pods(ctx, Namespace, "app="+app, 1)
-		if err != nil {
+	for _, app := range []string{"db", "api", "web", "report"} {
+		if err := s.find(ctx, c, app); err != nil {
 			return nil, err
 		}
-		*pod = pods[0]
 	}
 	probes, err := c.Pods(ctx, Namespace, "app=probe", len(c.Nodes))
 	if err != nil {
@@ -59,6 +58,34 @@ func Open(ctx context.Context, c *cluster.Cluster, e *enforce.Enforcer) (*Shop, 
 		return nil, err
 	}
 	return s, e.Sync(ctx)
+}
+
+// Replace deletes an app's pod, and waits until the next one runs.
+func (s *Shop) Replace(ctx context.Context, c *cluster.Cluster, e *enforce.Enforcer, app string) error {
+	pod := s.app(app)
+	if err := c.Client.CoreV1().Pods(Namespace).Delete(ctx, (*pod).Key.Name, metav1.DeleteOptions{}); err != nil {
+		return fmt.Errorf("delete pod %s: %w", (*pod).Key, err)
+	}
+	if err := c.Gone(ctx, *pod); err != nil {
+		return err
+	}
+	if err := s.find(ctx, c, app); err != nil {
+		return err
+	}
+	return errors.Join(s.services(ctx, c), e.Sync(ctx))
+}
+
+// app is where the shop keeps an app's pod.
+func (s *Shop) app(name string) **cluster.Pod {
+	return map[string]**cluster.Pod{"db": &s.DB, "api": &s.API, "web": &s.Web, "report": &s.Report}[name]
+}
+
+func (s *Shop) find(ctx context.Context, c *cluster.Cluster, app string) error {
+	pods, err := c.Pods(ctx, Namespace, "app="+app, 1)
+	if err == nil {
+		*s.app(app) = pods[0]
+	}
+	return err
 }
 
 func (s *Shop) services(ctx context.Context, c *cluster.Cluster) error {
