@@ -165,3 +165,19 @@ func TestFewFlowsWait(t *testing.T) {
 		t.Errorf("%d of the waiting are given at the end", got)
 	}
 }
+
+// TestAnOldConnectionMayBeAnOlderPods: the kernel keeps what has ended for
+// minutes, and a dump at the start finds it under an address that may have
+// changed hands since.
+func TestAnOldConnectionMayBeAnOlderPods(t *testing.T) {
+	now := 300.0
+	h := &holders{now: func() float64 { return now }, list: []heldBy{{web, 0, 0, podOf("long-there")}, {db, 290, 0, podOf("just-begun")}}}
+	s := newScene(func(o *tableOptions) { o.Names = h })
+	s.track(web, far, 1, 80).say(300, flow.EventDumpBegin, nil).say(300, flow.EventDump, replied)
+	s.track(db, far, 2, 80).say(300, flow.EventDump, replied).say(300, flow.EventDumpEnd, nil)
+	s.track(db, far, 3, 81).say(301, flow.EventNew, nil).say(301, flow.EventUpdate, replied)
+	flows := newNaming(s.window).take(s.closeWindow(clock(310)), clock(310))
+	if got := namesOf(flows); !slices.Equal(got, []string{"ambiguous", "just-begun", "long-there"}) {
+		t.Errorf("sources %q", got)
+	}
+}
