@@ -144,7 +144,7 @@ func (l *loop) stop() {
 		l.table.pendingFlows(now)
 		flows = append(flows, l.table.window.close()...)
 	}
-	flows = append(l.naming.take(flows, now), l.naming.rest()...)
+	flows = append(l.naming.take(flows, now), l.naming.rest(now)...)
 	l.send(flows, now, l.windowGaps(now))
 }
 

@@ -158,11 +158,16 @@ func TestFewFlowsWait(t *testing.T) {
 	for i := range flows {
 		flows[i] = flow.Flow{Key: flow.Key{Src: web, Dst: far}, NamedFrom: clock(0), NamedTo: clock(0)}
 	}
-	if got := len(n.take(flows, clock(1))); got != 10 || len(n.waiting) != maxWaiting {
-		t.Errorf("%d go at once and %d wait, want 10 and %d", got, len(n.waiting), maxWaiting)
+	h.list = []heldBy{{web, -1, -1, podOf("web")}}
+	got := n.take(flows, clock(1))
+	if len(got) != 10 || len(n.waiting) != maxWaiting {
+		t.Errorf("%d go at once and %d wait, want 10 and %d", len(got), len(n.waiting), maxWaiting)
 	}
-	if got := len(n.rest()); got != maxWaiting || len(n.waiting) != 0 {
-		t.Errorf("%d of the waiting are given at the end", got)
+	if got[0].Source != nil {
+		t.Errorf("one that could not wait is named %+v", got[0].Source)
+	}
+	if got := n.rest(clock(1)); len(got) != maxWaiting || len(n.waiting) != 0 || got[0].Source != nil {
+		t.Errorf("%d of the waiting are given at the end, the first named %+v", len(got), got[0].Source)
 	}
 }
 
