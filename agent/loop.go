@@ -69,7 +69,7 @@ func (l *loop) run() {
 
 // sendEarly gives first denials, and flows that had to wait for a name.
 func (l *loop) sendEarly(now time.Time) {
-	flows := append(l.naming.take(l.table.earlyFlows(), now), l.naming.due(now)...)
+	flows := append(l.naming.take(l.table.earlyFlows(), now, now.Add(maxEarlyWait)), l.naming.due(now)...)
 	if len(flows) > 0 {
 		l.send(flows, l.covered, nil)
 	}
@@ -94,7 +94,7 @@ func (l *loop) take(observations []flow.Observation) {
 
 func (l *loop) closeWindow() {
 	now := time.Now()
-	flows := l.naming.take(l.table.closeWindow(now), now)
+	flows := l.naming.take(l.table.closeWindow(now), now, time.Time{})
 	l.send(flows, now, l.windowGaps(now))
 	if l.StateDir != "" && now.Sub(l.saved) >= saveInterval {
 		l.save(now)
@@ -144,7 +144,7 @@ func (l *loop) stop() {
 		l.table.pendingFlows(now)
 		flows = append(flows, l.table.window.close()...)
 	}
-	flows = append(l.naming.take(flows, now), l.naming.rest(now)...)
+	flows = append(l.naming.take(flows, now, time.Time{}), l.naming.rest(now)...)
 	l.send(flows, now, l.windowGaps(now))
 }
 
