@@ -160,6 +160,8 @@ func (e *End) String() string {
 		return e.namespace() + "/" + e.Pod
 	case e.kind() == flow.EndpointPod:
 		return "a pod of " + e.namespace()
+	case e.Kind == flow.EndpointAPIServer && e.Addr.IsValid():
+		return "API server " + e.Addr.Unmap().String()
 	case e.kind() == flow.EndpointNode && e.Node != "":
 		return "node " + e.Node
 	case e.kind() == flow.EndpointNode && e.Addr.IsValid():
