@@ -69,7 +69,8 @@ var mayImport = map[string][]string{
 	"cmd/flowaudit-collector":   {"collector", "collector/store/duckdb", "proto/zstd", "proto/flowaudit/v1"},
 	"cmd/flowaudit":             {"flow", "kube", "policy", "policy/lint", "queries", "proto/dial", "proto/zstd", "proto/flowaudit/v1"},
 	"test/netlab":               {},
-	"demo":                      {"flow", "test/netlab"},
+	"test/netlab/traffic":       {},
+	"demo":                      {"flow", "test/netlab", "test/netlab/traffic"},
 	"bench":                     {"flow", "queries", "agent", "agent/nlmsg", "agent/nflog", "agent/conntrack", "collector", "collector/store", "collector/store/storetest", "collector/store/duckdb", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "test/netlab"},
 	"test/kernel":               {},
 }

@@ -95,7 +95,7 @@ func (t *table) packet(o *flow.Observation) {
 	if t.PerConn {
 		k.srcPort = o.Original.SrcPort
 	}
-	f, fresh := t.window.flow(&k, o.Time)
+	f, fresh := t.window.flow(&k, o.Time, o.Time)
 	if fresh {
 		f.Reason = flow.ReasonLogged
 		if o.Verdict == flow.VerdictDenied {
@@ -183,7 +183,7 @@ func (t *table) learn(k *connKey, c *conn, o *flow.Observation) {
 	case replied && c.reason == flow.ReasonConfirmed:
 		f, _ := t.flowOf(k, c, flow.VerdictAllowed, o.Time)
 		f.Reason, c.reason = flow.ReasonReply, flow.ReasonReply
-	case c.state == connPending && t.Confirmed && t.window.localPod(addr(c.dst), o.Time):
+	case c.state == connPending && t.Confirmed && t.window.localPod(addr(c.dst), c.start):
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonConfirmed, o.Time)
 	}
 	t.takeCounters(k, c, o)
@@ -209,7 +209,7 @@ func (t *table) flowOf(k *connKey, c *conn, v flow.Verdict, at int64) (f *openFl
 	if t.PerConn {
 		wk.srcPort = k.srcPort
 	}
-	f, fresh = t.window.flow(&wk, at)
+	f, fresh = t.window.flow(&wk, at, c.start)
 	if fresh {
 		f.Reason = c.reason
 	}

@@ -52,7 +52,7 @@ func TestOverTheEmbeddedStore(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			run(t, Options{Store: s, Manifests: manifests, Listen: ListenOptions{Address: "unix:" + socket}})
+			run(t, Options{Store: s, Cluster: "c", Manifests: manifests, Listen: ListenOptions{Address: "unix:" + socket}})
 			conn, err := dial.Options{Address: "unix:" + socket}.Conn()
 			if err != nil {
 				t.Fatal(err)
@@ -111,7 +111,10 @@ func TestOldFlowsAreDeletedAgainAndAgain(t *testing.T) {
 	}{{time.Hour, 4}, {0, 0}} {
 		synctest.Test(t, func(t *testing.T) {
 			s := &retainer{}
-			c := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Retain: test.retain})
+			c, err := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Retain: test.retain})
+			if err != nil {
+				t.Fatal(err)
+			}
 			began := time.Now()
 			ctx, stop := context.WithTimeout(t.Context(), 3*retainInterval+time.Second)
 			defer stop()

@@ -1,7 +1,9 @@
 package collector
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -146,4 +148,17 @@ func TestStoppingWaitsForTheStore(t *testing.T) {
 			t.Errorf("stored %v, want both", got)
 		}
 	})
+}
+
+// TestStoppingBeforeItBegins is no error, however early the signal comes.
+func TestStoppingBeforeItBegins(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	for range 20 {
+		store := &memory{}
+		o := Options{Store: store, Log: slog.New(slog.DiscardHandler), Listen: ListenOptions{Address: "127.0.0.1:0"}}
+		if err := Run(ctx, o); err != nil || !store.closed {
+			t.Fatalf("%v, store closed: %t", err, store.closed)
+		}
+	}
 }

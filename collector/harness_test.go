@@ -24,18 +24,41 @@ import (
 // when and whether it works; calls that a test does not expect panic.
 type memory struct {
 	store.Store
-	onAppend func(batches []flow.Batch) error // before anything is kept
-	onFlows  func()                           // after the flows to give were chosen
-	rows     store.Rows
-	queryErr error
-	flowsErr error
-	coverage flow.Coverage // Since and Until are the question's
+	onAppend  func(batches []flow.Batch) error // before anything is kept
+	onFlows   func()                           // after the flows to give were chosen
+	rows      store.Rows
+	queryErr  error
+	flowsErr  error
+	recordErr error         // guarded by mu
+	coverage  flow.Coverage // Since and Until are the question's
 
 	mu       sync.Mutex
 	batches  []flow.Batch
 	requests []store.FlowsRequest
+	changes  []flow.Change
 	groups   [][]uint64 // sequences of each Append
 	closed   bool
+}
+
+func (m *memory) Record(_ context.Context, changes []flow.Change) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.recordErr != nil {
+		return m.recordErr
+	}
+	m.changes = append(m.changes, changes...)
+	return nil
+}
+
+func (m *memory) Timeline(_ context.Context, _, _ time.Time, yield func(flow.Change) bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.changes {
+		if !yield(c) {
+			break
+		}
+	}
+	return nil
 }
 
 func (m *memory) Append(_ context.Context, batches []flow.Batch) ([]bool, error) {
@@ -150,7 +173,11 @@ type running struct {
 func serve(t *testing.T, s store.Store) *running {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
-	r := &running{collector: newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Version: "1.2.3"}), done: make(chan error, 1)}
+	c, err := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Version: "1.2.3", Cluster: "c"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &running{collector: c, done: make(chan error, 1)}
 	ctx, stop := context.WithCancel(t.Context())
 	r.stop = stop
 	go func() { r.done <- r.serve(ctx, listener, insecure.NewCredentials()) }()
@@ -271,6 +298,12 @@ var errDisk = errors.New("no space left on device")
 type names map[string]*flow.Endpoint
 
 func (n names) Endpoint(a netip.Addr, _ time.Time) *flow.Endpoint { return n[a.String()] }
+
+func (n names) Holder(a netip.Addr, _, _ time.Time) (*flow.Endpoint, time.Duration) {
+	return n[a.String()], 0
+}
+
+func (names) Complete(e *flow.Endpoint) *flow.Endpoint { return e }
 
 // serviceOf knows one Service, whatever its address.
 type serviceOf struct {

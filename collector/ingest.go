@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
@@ -19,12 +20,20 @@ import (
 // ingest is the service that agents report to.
 type ingest struct {
 	flowauditv1.UnimplementedIngestServer
-	commit *committer
-	index  index
-	agents *agents
-	log    *slog.Logger
+	commit  *committer
+	cluster string // whose addresses index and judge know
+	index   index
+	judge   *judge
+	agents  *agents
+	log     *slog.Logger
 
-	committed, rejected, unnamed atomic.Uint64
+	// ready is closed when the cluster's objects are known, or will not be
+	// soon: batches wait for it.
+	ready <-chan struct{}
+	blind *blind
+	skew  func() time.Duration // how far the API server's clock is ahead of this one
+
+	committed, rejected, unnamed, ambiguous atomic.Uint64
 }
 
 // maxUnacknowledged bounds what one agent may have on its way into the store.
@@ -82,6 +91,11 @@ type report struct {
 // take takes batches until the agent has sent its last. A batch that could not
 // be stored fails the stream: the agent comes again and sends it again.
 func (r *report) take(ctx context.Context, messages <-chan received) error {
+	select {
+	case <-r.ready:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	for {
 		var m received
 		select {
@@ -127,22 +141,55 @@ func (r *report) store(ctx context.Context, message *flowauditv1.Batch) error {
 		r.acks <- ack // has room: a slot is held
 		return nil
 	}
-	unnamed := nameFlows(r.index, batch.Node, batch.Flows)
+	var named naming
+	if batch.Key.Cluster == r.cluster { // another cluster may use the same addresses
+		n, err := r.name(ctx, &batch)
+		if err != nil {
+			return err
+		}
+		named = *n
+		r.judge.flows(batch.Flows)
+	}
 	r.agents.heard(&batch)
+	undo := r.blind.add(&batch)
 	return r.commit.submit(ctx, submission{batch, func(duplicate bool, err error) {
 		if err != nil {
 			r.log.Error("batch was not stored, its agent will send it again", "error", err)
+			undo()
 			r.fail(status.Error(codes.Unavailable, err.Error()))
 			return
 		}
 		if !duplicate {
 			r.committed.Add(uint64(len(batch.Flows)))
 			r.rejected.Add(ack.GetRejected())
-			r.unnamed.Add(unnamed)
+			r.unnamed.Add(named.unnamed)
+			r.ambiguous.Add(named.ambiguous)
 			r.agents.stored(&batch)
 		}
 		r.acks <- ack
 	}})
+}
+
+// maxNameWait bounds how long a batch waits for names, whatever the clocks say.
+const maxNameWait = 2 * time.Second
+
+// name names a batch's flows. Where news of who had an address may still come,
+// it waits for them a while: the batch is neither stored nor acknowledged before.
+func (r *report) name(ctx context.Context, b *flow.Batch) (*naming, error) {
+	n := newNaming(r.index, b.Node, b.Flows)
+	n.ahead = r.skew() - b.Agent.Skew
+	n.name(b.Flows)
+	wait := min(time.Until(n.due), maxNameWait)
+	if wait <= 0 {
+		return n, nil
+	}
+	select {
+	case <-time.After(wait):
+		n.name(b.Flows)
+		return n, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // decode reads a batch. What cannot be used is named in ack.

@@ -284,8 +284,8 @@ func TestFlowsAreNamedBeforeTheyAreStored(t *testing.T) {
 			f.Direction, f.Start = flow.DirectionUnknown, at
 			f.Source, f.Destination, f.Service = test.source, test.dest, &flow.Service{Port: 3306}
 			flows := []flow.Flow{f}
-			if n := nameFlows(serviceOf{test.index, service}, test.node, flows); n != test.unnamed {
-				t.Errorf("%d flows without a name, want %d", n, test.unnamed)
+			if n := nameFlows(serviceOf{test.index, service}, test.node, flows); n.unnamed != test.unnamed {
+				t.Errorf("%d flows without a name, want %d", n.unnamed, test.unnamed)
 			}
 			if f = flows[0]; f.Source != test.wantSource || f.Destination != test.wantDest || f.Direction != test.wantDirection || f.Service != service {
 				t.Errorf("named %+v -> %+v %s via %+v", f.Source, f.Destination, f.Direction, f.Service)

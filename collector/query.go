@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -29,6 +28,9 @@ type query struct {
 
 // answerFlows is how many flows one message of an answer holds.
 const answerFlows = 512
+
+// maxLimit is more flows than a store holds, and far from what overflows.
+const maxLimit = 1 << 40
 
 // Observe implements the Query service.
 func (q *query) Observe(req *flowauditv1.ObserveRequest, stream flowauditv1.Query_ObserveServer) error {
@@ -74,7 +76,7 @@ func (q *query) stored(req *flowauditv1.ObserveRequest, filter flow.Filter, stre
 		return sendErr == nil
 	}
 	request := store.FlowsRequest{
-		Filter: filter, First: int(min(req.GetFirst(), math.MaxInt)), Last: int(min(req.GetLast(), math.MaxInt)),
+		Filter: filter, First: int(min(req.GetFirst(), maxLimit)), Last: int(min(req.GetLast(), maxLimit)),
 	}
 	err := q.store.Flows(stream.Context(), request, func(f flow.Flow) bool {
 		if req.GetFollow() {

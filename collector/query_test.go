@@ -149,7 +149,8 @@ func TestObserveAsksTheStore(t *testing.T) {
 		{"all", 0, 0, store.FlowsRequest{}},
 		{"first", 3, 0, store.FlowsRequest{First: 3}},
 		{"last", 0, 3, store.FlowsRequest{Last: 3}},
-		{"more than there can be", math.MaxUint64, 0, store.FlowsRequest{First: math.MaxInt}},
+		{"more than there can be", math.MaxUint64, 0, store.FlowsRequest{First: maxLimit}},
+		{"as many of the newest", 0, math.MaxUint64, store.FlowsRequest{Last: maxLimit}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

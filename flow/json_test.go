@@ -32,7 +32,8 @@ func everything() Flow {
 			Kind: EndpointPod, Namespace: "shop", Pod: "web-6d4b-x2", Workload: Workload{"Deployment", "web"}, Node: "node-1",
 			Identity: 0x1f, Labels: map[string]string{"role": "web"},
 		},
-		Destination: &Endpoint{Kind: EndpointPod, Namespace: "shop", Pod: "db-0", Workload: Workload{"StatefulSet", "db"}, Node: "node-2",
+		Destination: &Endpoint{
+			Kind: EndpointPod, Namespace: "shop", Pod: "db-0", Workload: Workload{"StatefulSet", "db"}, Node: "node-2",
 			Candidates: []string{"shop/db-0"},
 		},
 		SourcePort: 40000, TranslatedSrc: netip.MustParseAddr("192.168.7.1"),

@@ -19,7 +19,7 @@ type Options struct {
 	// that is not found is unknown then, never outside, and identities, which
 	// need the namespace's labels, are 0.
 	Partial bool
-	// Slack is how far the clocks of the cluster may differ.
+	// Slack is how far the clocks of the cluster may differ; see SetSlack.
 	Slack time.Duration
 	// Changed is told each change of a NetworkPolicy, of a namespace's labels
 	// and of which identities there are, in order. It must return at once. An
@@ -39,6 +39,7 @@ type Index struct {
 	version   atomic.Uint64 // one more for each change of who holds an address
 	hosts     atomic.Int64  // pods and nodes that are known
 	exact     atomic.Bool   // told by manifests
+	slack     atomic.Int64  // how far clocks may differ, nanoseconds
 	policies  atomic.Pointer[[]*networkingv1.NetworkPolicy]
 
 	mu         sync.Mutex // held by the one who changes what is below
@@ -83,6 +84,7 @@ func New(o Options) *Index {
 		problems:   newProblems(),
 	}
 	x.services.init()
+	x.slack.Store(int64(o.Slack))
 	x.policies.Store(&[]*networkingv1.NetworkPolicy{})
 	return x
 }
@@ -101,7 +103,7 @@ func (x *Index) Endpoint(addr netip.Addr, at time.Time) *flow.Endpoint {
 
 const (
 	// settling is how long news of a new holder may take.
-	settling = 500 * time.Millisecond
+	settling = 750 * time.Millisecond
 	// late is how long it may take where the last holder is going or gone:
 	// kubelet tells a pod's address a moment after the pod has it.
 	late = 2 * time.Second
@@ -129,6 +131,8 @@ func (x *Index) pace(addr netip.Addr, e *flow.Endpoint, firm bool) time.Duration
 		return settling
 	case e.Kind == flow.EndpointPod || e.Kind == flow.EndpointAmbiguous || x.networks.contain(addr):
 		return late
+	case e == outside && addr.IsPrivate():
+		return settling // the first pod of a network that nobody told of may be there
 	}
 	return 0
 }
@@ -159,6 +163,10 @@ func (x *Index) Pod(addr netip.Addr, at time.Time) *Pod {
 // Version changes whenever it becomes known that an address has another holder
 // or that a holder has another name.
 func (x *Index) Version() uint64 { return x.version.Load() }
+
+// SetSlack says how far the clocks of the cluster differ, as it is measured:
+// the times at which one holder follows another are that much less sure.
+func (x *Index) SetSlack(d time.Duration) { x.slack.Store(int64(d)) }
 
 // Policies returns the NetworkPolicies. They must not be changed.
 func (x *Index) Policies() []*networkingv1.NetworkPolicy { return *x.policies.Load() }

@@ -52,12 +52,6 @@ func (x *Index) Replace(o *Objects, at time.Time) {
 	x.forget(m.now)
 }
 
-type named interface {
-	comparable
-	GetNamespace() string
-	GetName() string
-}
-
 func keyOf[T named](o T) podKey  { return podKey{orDefault(o.GetNamespace()), o.GetName()} }
 func nameOf[T named](o T) podKey { return podKey{name: o.GetName()} }
 

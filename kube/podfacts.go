@@ -16,7 +16,7 @@ import (
 // podFacts is what the index needs of a pod. The rest of the object is let go
 // as soon as it is read.
 type podFacts struct {
-	metav1.Object // nil: reflectors ask for name and namespace only
+	metav1.Object // what a reflector asks for
 	key           podKey
 	uid           uint64
 	node          string
@@ -35,10 +35,6 @@ type podKey struct{ namespace, name string }
 
 func (k podKey) String() string { return k.namespace + "/" + k.name }
 
-// GetName and GetNamespace are what a reflector's store asks for.
-func (f *podFacts) GetName() string      { return f.key.name }
-func (f *podFacts) GetNamespace() string { return f.key.namespace }
-
 // podLife is what the API says about when a pod had its network, as Unix
 // nanoseconds; 0 is unknown. API times are cut to whole seconds, so that an
 // event lies up to a second after its time.
@@ -56,7 +52,8 @@ const second = int64(time.Second)
 // factsOf reads a pod.
 func factsOf(p *corev1.Pod) *podFacts {
 	f := &podFacts{
-		key: podKey{orDefault(p.Namespace), p.Name}, uid: hashUID(string(p.UID)), node: p.Spec.NodeName,
+		Object: &metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, ResourceVersion: p.ResourceVersion},
+		key:    podKey{orDefault(p.Namespace), p.Name}, uid: hashUID(string(p.UID)), node: p.Spec.NodeName,
 		labels: p.Labels, hostNetwork: p.Spec.HostNetwork, life: lifeOf(p),
 		running: p.Status.Phase == corev1.PodRunning || p.Status.Phase == "",
 	}
@@ -227,10 +224,12 @@ func (m moment) fade(c claim, l *podLife) claim {
 		c.doubt = min(l.asked-m.slack, m.now)
 	}
 	if l.ended {
-		if l.stopped != 0 {
-			c.doubt = max(min(c.doubt, m.now), min(l.stopped-m.slack, m.now))
+		switch {
+		case l.stopped != 0:
+			c.doubt = min(l.stopped-m.slack, m.now)
+		case l.asked == 0:
+			c.doubt = m.now - m.slack - int64(lag)
 		}
-		c.doubt = min(c.doubt, m.now)
 		c.to, c.gone = m.now+m.slack, m.now+m.slack
 	}
 	c.doubt = max(c.doubt, c.sure)
@@ -245,11 +244,11 @@ func (m moment) end(c claim, ended bool) claim {
 		return c
 	}
 	c.doubt = max(c.sure, min(c.doubt, m.asOf-m.slack-int64(lag)))
-	c.gone = min(c.gone, m.asOf)
-	c.to = m.now + m.slack
+	c.to, c.gone = m.now+m.slack, min(c.gone, m.asOf)
 	if !ended {
-		c.to = m.now + int64(linger)
+		// Nothing said when it ended: it may be over already, or not yet.
+		c.to, c.gone = m.now+int64(linger), c.doubt
 	}
-	c.doubt, c.gone = min(c.doubt, c.to), max(c.gone, c.doubt)
+	c.doubt = min(c.doubt, c.to)
 	return c
 }

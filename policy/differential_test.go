@@ -41,16 +41,24 @@ func TestEngineDecidesAsTheReference(t *testing.T) {
 	}
 }
 
-// lifetime changes a world again and again, and compares decisions after each change.
+// lifetime changes a world again and again, and compares decisions after each
+// change. Half of the connections are asked about again after every change, so
+// that what is remembered could be wrong. A fork goes its own way meanwhile.
 func lifetime(t *testing.T, g *generator, connections, changes int, seen map[string]int) {
 	w := g.world()
 	engine := w.engine(t, policy.NewClasses())
+	fork := engine.Fork()
+	again := g.Uint64()
 	for range changes {
 		snapshot := engine.Snapshot()
 		reference := w.reference()
-		for range connections / changes {
-			c := g.connection(w)
-			seen[compare(t, snapshot, reference, c, engine.Classes())]++
+		same := &generator{Rand: rand.New(rand.NewPCG(again, again))}
+		for i := range connections / changes {
+			from := g
+			if i%2 == 0 {
+				from = same
+			}
+			seen[compare(t, snapshot, reference, from.connection(w), engine.Classes())]++
 		}
 		if t.Failed() {
 			t.Log(w)
@@ -60,6 +68,7 @@ func lifetime(t *testing.T, g *generator, connections, changes int, seen map[str
 			engine.RenumberAt(g.IntN(60))
 		}
 		w.change(g, engine)
+		fork.SetPolicy(g.policy())
 	}
 	if got, want := engine.Snapshot().Problems(), w.engine(t, engine.Classes()).Snapshot().Problems(); !slices.Equal(got, want) {
 		t.Errorf("problems after changes:\n%v\ncompiled at once:\n%v", got, want)

@@ -153,6 +153,39 @@ func TestForksDoNotSeeEachOther(t *testing.T) {
 	}
 }
 
+// Places among networks are numbered anew with each new network: what was
+// remembered of a place must not be found under another's number.
+func TestNewNetworksDoNotMixUpOldAnswers(t *testing.T) {
+	e := shop(t, decode(t, "spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 20.0.0.0/24}}]}]}")...)
+	check(t, e, `
+		20.0.0.1 > shop/web tcp 80 allowed
+		9.0.0.1 > shop/web tcp 80 denied`)
+	e.SetPolicy(decode(t, "metadata: {name: x, namespace: data}\nspec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 9.0.0.0/8}}]}]}")[0])
+	check(t, e, `
+		9.0.0.1 > shop/web tcp 80 denied
+		20.0.0.1 > shop/web tcp 80 allowed
+		9.0.0.1 > data/db tcp 80 allowed`)
+}
+
+func TestForksHaveTheirOwnNetworks(t *testing.T) {
+	one := func(name, cidr string) string {
+		return "metadata: {name: " + name + ", namespace: data}\nspec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: " + cidr + "}}]}]}"
+	}
+	e := shop(t, decode(t, one("a", "20.0.0.0/24")+"\n---\n"+one("b", "20.0.1.0/24")+"\n---\n"+one("c", "20.0.2.0/24"))...)
+	f := e.Fork()
+	f.SetPolicy(decode(t, one("d", "30.0.0.0/8"))[0])
+	e.SetPolicy(decode(t, one("d", "40.0.0.0/8"))[0])
+	f.SetPolicy(decode(t, one("e", "50.0.0.0/8"))[0])
+	check(t, f, `
+		30.0.0.1 > data/db tcp 80 allowed
+		40.0.0.1 > data/db tcp 80 denied
+		50.0.0.1 > data/db tcp 80 allowed`)
+	check(t, e, `
+		30.0.0.1 > data/db tcp 80 denied
+		40.0.0.1 > data/db tcp 80 allowed
+		50.0.0.1 > data/db tcp 80 denied`)
+}
+
 // Engines that share classes, more than there are places for, never take each
 // other's answers.
 func TestManyEnginesOfOneClass(t *testing.T) {
@@ -327,9 +360,9 @@ func checkRanges(t *testing.T, s *policy.Snapshot, c *policy.Connection, protoco
 		if int(r.First) != next || r.Last < r.First || r.Verdict == last {
 			t.Fatalf("%v follows port %d, %v: %v", r, next-1, last, ranges)
 		}
-		for _, port := range []uint16{r.First, r.First/2 + r.Last/2, r.Last} {
+		for _, port := range []uint16{r.First, 2, 52, 53, 54, 79, 80, 81, 82, 8079, 8080, 8081, r.First/2 + r.Last/2, r.Last} {
 			asked := *c
-			asked.Protocol, asked.Port = protocol, max(port, r.First)
+			asked.Protocol, asked.Port = protocol, min(max(port, r.First), r.Last)
 			if got := s.Decide(&asked).Verdict; got != r.Verdict {
 				t.Fatalf("port %d is %v, its range %v", asked.Port, got, r)
 			}

@@ -57,6 +57,25 @@ func TestPatchAllowsTheConnection(t *testing.T) {
 	}
 }
 
+func TestNewPolicyTakesAFreeName(t *testing.T) {
+	e := shop(t, decode(t, `
+metadata: {name: deny}
+spec: {}
+---
+metadata: {name: allow-ingress-tcp-80}
+spec: {podSelector: {}}
+---
+metadata: {name: allow-ingress-tcp-80-2}
+spec: {podSelector: {}}`)...)
+	s := e.Snapshot()
+	for port, want := range map[string]string{"80": "allow-ingress-tcp-80-3", "81": "allow-ingress-tcp-81", "0": "allow-ingress-tcp"} {
+		x := s.Explain(parseConnection(t, s, "data/db > shop/web tcp "+port))
+		if p := x.Ingress.Patch; p == nil || p.Policy.Name != want || !strings.Contains(p.YAML, "name: "+want+"\n") {
+			t.Errorf("port %s: %+v, want a policy named %s", port, p, want)
+		}
+	}
+}
+
 // checkNoPatch accepts that there is no patch only where no rule could name the end.
 func checkNoPatch(t *testing.T, c *policy.Connection, side int, e *policy.Explanation) {
 	t.Helper()
