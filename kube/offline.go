@@ -116,6 +116,7 @@ func (f manifestFile) read(stdin io.Reader) ([]byte, error) {
 
 func manifestFiles(paths []string) ([]manifestFile, error) {
 	var files []manifestFile
+	seen := make(map[string]bool)
 	for _, path := range paths {
 		if path == "-" {
 			files = append(files, manifestFile{path: path})
@@ -148,7 +149,12 @@ func manifestFiles(paths []string) ([]manifestFile, error) {
 			return nil, err
 		}
 	}
-	return files, nil
+	return slices.DeleteFunc(files, func(f manifestFile) bool {
+		path := filepath.Clean(f.path)
+		again := seen[path]
+		seen[path] = true
+		return again
+	}), nil
 }
 
 // addFile reads a file's documents, several at a time, and keeps their order.
