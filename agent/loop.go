@@ -135,8 +135,9 @@ func (l *loop) stop() {
 	flows := l.table.closeWindow(now)
 	if l.StateDir == "" || !l.save(now) {
 		l.table.pendingFlows(now)
-		flows = append(flows, l.table.window.close()...)
 	}
+	l.table.settle(true)
+	flows = append(flows, l.table.window.close()...)
 	l.send(flows, now, l.windowGaps(now))
 }
 

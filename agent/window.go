@@ -28,7 +28,8 @@ type windowKey struct {
 // openFlow is a flow whose window is still open.
 type openFlow struct {
 	flow.Flow
-	start, end int64 // Unix nanoseconds
+	start, end int64       // Unix nanoseconds
+	counter    flow.Source // whose packets are counted
 }
 
 // window holds the flows of the current window. Its memory is reused from one
