@@ -56,6 +56,8 @@ var mayImport = map[string][]string{
 	"proto/zstd":                {},
 	"proto/flowaudit/v1":        {"flow"},
 	"agent/nlmsg":               {},
+	"agent/calico":              {"flow"},
+	"agent/policylog":           {"flow", "agent/calico"},
 	"agent/nflog":               {"flow", "agent/nlmsg"},
 	"agent/conntrack":           {"flow", "agent/nlmsg"},
 	"agent":                     {"flow", "kube", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "agent/nflog", "agent/conntrack"},
