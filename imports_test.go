@@ -58,6 +58,7 @@ var mayImport = map[string][]string{
 	"agent/nlmsg":               {},
 	"agent/calico":              {"flow"},
 	"agent/policylog":           {"flow", "agent/calico"},
+	"agent/follow":              {"flow"},
 	"agent/nflog":               {"flow", "agent/nlmsg"},
 	"agent/conntrack":           {"flow", "agent/nlmsg"},
 	"agent":                     {"flow", "kube", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "agent/nflog", "agent/conntrack"},
