@@ -276,17 +276,20 @@ func TestFollow(t *testing.T) {
 			l.look()
 		}},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			l := newLog(t, "np.log")
-			synctest.Test(t, func(t *testing.T) {
-				l.t = t
-				l.write(l.path, 3) // before the agent ever ran
-				l.follow()
-				c.play(l)
-				l.stop()
-				l.want(4)
+		for _, pattern := range []string{"np.log", "np.lo[g]"} {
+			t.Run(c.name+", as "+pattern, func(t *testing.T) {
+				l := newLog(t, "np.log")
+				l.pattern = filepath.Join(filepath.Dir(l.path), pattern)
+				synctest.Test(t, func(t *testing.T) {
+					l.t = t
+					l.write(l.path, 3) // before the agent ever ran
+					l.follow()
+					c.play(l)
+					l.stop()
+					l.want(4)
+				})
 			})
-		})
+		}
 	}
 }
 
