@@ -59,6 +59,7 @@ var mayImport = map[string][]string{
 	"agent/calico":              {"flow"},
 	"agent/policylog":           {"flow", "agent/calico"},
 	"agent/follow":              {"flow"},
+	"agent/kmsg":                {"flow"},
 	"agent/nflog":               {"flow", "agent/nlmsg"},
 	"agent/conntrack":           {"flow", "agent/nlmsg"},
 	"agent":                     {"flow", "kube", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "agent/nflog", "agent/conntrack"},
