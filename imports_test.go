@@ -60,6 +60,7 @@ var mayImport = map[string][]string{
 	"agent/policylog":           {"flow", "agent/calico"},
 	"agent/follow":              {"flow"},
 	"agent/kmsg":                {"flow"},
+	"agent/hubble":              {"flow"},
 	"agent/nflog":               {"flow", "agent/nlmsg"},
 	"agent/conntrack":           {"flow", "agent/nlmsg"},
 	"agent":                     {"flow", "kube", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "agent/nflog", "agent/conntrack"},
