@@ -63,7 +63,7 @@ var mayImport = map[string][]string{
 	"agent/kmsg":                {"flow"},
 	"agent/hubble":              {"flow"},
 	"agent/felix":               {"flow", "agent/calico", "proto/goldmane"},
-	"agent/nflog":               {"flow", "agent/nlmsg"},
+	"agent/nflog":               {"flow", "agent/nlmsg", "agent/calico"},
 	"agent/conntrack":           {"flow", "agent/nlmsg"},
 	"agent":                     {"flow", "kube", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "agent/nflog", "agent/conntrack"},
 	"collector/store":           {"flow"},
