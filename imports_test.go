@@ -51,6 +51,7 @@ func packages(t *testing.T, args ...string) []pkg {
 var mayImport = map[string][]string{
 	"flow":                      {},
 	"queries":                   {},
+	"policy":                    {"flow"},
 	"kube":                      {"flow"},
 	"proto/dial":                {},
 	"proto/zstd":                {},
@@ -69,7 +70,7 @@ var mayImport = map[string][]string{
 	"collector/store":           {"flow"},
 	"collector/store/storetest": {"flow", "queries", "collector/store"},
 	"collector/store/duckdb":    {"flow", "queries", "collector/store"},
-	"collector":                 {"flow", "kube", "queries", "proto/flowaudit/v1", "collector/store"},
+	"collector":                 {"flow", "kube", "policy", "queries", "proto/flowaudit/v1", "collector/store"},
 	"cmd/flowaudit-agent":       {"flow", "agent", "agent/nflog", "proto/zstd", "proto/flowaudit/v1"},
 	"cmd/flowaudit-collector":   {"collector", "collector/store/duckdb", "proto/zstd", "proto/flowaudit/v1"},
 	"cmd/flowaudit":             {"flow", "queries", "proto/dial", "proto/zstd", "proto/flowaudit/v1"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -42,7 +43,8 @@ type agent struct {
 	queue   *queue
 	sources *sources
 	loop    *loop
-	index   *kube.Manifests // nil without manifests
+	cluster interface{ Run(context.Context) error } // keeps the names up to date; nil if nothing does
+	watch   *kube.Watch                             // nil if no API server is asked
 	limits  []string
 	started time.Time
 }
@@ -86,13 +88,40 @@ func (a *agent) names() (n namer, localNode string, err error) {
 		p, err := newPodNames(a.Pod)
 		return p, a.Pod.Node, err
 	}
-	x := kube.NewIndex()
-	if a.Manifests != "" {
-		if a.index, err = kube.OpenManifests(a.Manifests, x, a.Log); err != nil {
-			return nil, "", err
-		}
+	switch {
+	case a.Access.Wanted():
+		x := kube.New(kube.Options{Partial: true})
+		a.watch, err = kube.OpenWatch(kube.WatchOptions{
+			Access: a.Access, Node: a.Node, UserAgent: "flowaudit-agent/" + a.Version, Index: x, Lost: a.inbox.lost, Log: a.Log,
+		})
+		a.cluster = a.watch
+		return x, a.Node, err
+	case a.Manifests != "":
+		x := kube.NewIndex()
+		a.cluster, err = kube.OpenManifests(a.Manifests, x, a.Log)
+		return x, a.Node, err
 	}
-	return x, a.Node, nil
+	return kube.NewIndex(), a.Node, nil
+}
+
+// syncTimeout bounds how long the sources wait for the names of the pods that
+// run already.
+const syncTimeout = 5 * time.Second
+
+// startNames begins to follow the cluster, and waits a while for what there is.
+func (a *agent) startNames(ctx context.Context, group *errgroup.Group) {
+	if a.cluster == nil {
+		return
+	}
+	group.Go(func() error { return a.cluster.Run(ctx) })
+	if a.watch == nil {
+		return
+	}
+	select {
+	case <-a.watch.Synced():
+	case <-time.After(syncTimeout):
+	case <-ctx.Done():
+	}
 }
 
 // activate switches connection tracking on in the pod's own namespace.
@@ -168,24 +197,30 @@ type conntrackSource struct{ *conntrack.Source }
 func (s conntrackSource) Malformed() uint64 { return s.Stats().Malformed }
 
 func (a *agent) status() flow.AgentStatus {
-	return flow.AgentStatus{Version: a.Version, Started: a.started, Sources: a.sources.names(), Limits: a.limits}
+	s := flow.AgentStatus{Version: a.Version, Started: a.started, Sources: a.sources.names(), Limits: a.limits}
+	if a.watch != nil {
+		w := a.watch.Status()
+		s.Skew, s.Limits = w.Skew, slices.Concat(a.limits, w.Problems)
+	}
+	return s
 }
 
 func (a *agent) run(ctx context.Context, out *stream) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	group, reading := errgroup.WithContext(ctx)
+	a.startNames(reading, group)
 	failed, err := a.sources.start()
 	if err != nil {
-		return err
+		cancel()
+		return errors.Join(err, group.Wait())
 	}
 	a.Log.Info("agent reads", "node", a.reporter(), "scope", a.Scope.String(), "sources", a.sources.names(), "collector", a.Collector.Address)
 
-	group, reading := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer close(a.inbox.full)
 		return a.sources.run(reading, failed)
 	})
-	if a.index != nil {
-		group.Go(func() error { return a.index.Run(reading) })
-	}
 	group.Go(func() error {
 		defer a.queue.close()
 		a.loop.run()

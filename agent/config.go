@@ -8,6 +8,7 @@ import (
 
 	"github.com/flowaudit/flowaudit/agent/nflog"
 	"github.com/flowaudit/flowaudit/flow"
+	"github.com/flowaudit/flowaudit/kube"
 	"github.com/flowaudit/flowaudit/proto/dial"
 )
 
@@ -33,8 +34,9 @@ type Options struct {
 	MaxQueue         int  // flows that wait for the collector
 	ConfirmedAllowed Confirmed
 
-	Manifests string // directory of cluster objects; empty for none
-	StateDir  string // where live connections outlast a restart; empty for nowhere
+	Manifests string      // directory of cluster objects; empty for none
+	Access    kube.Access // to the API server, if one is to be asked
+	StateDir  string      // where live connections outlast a restart; empty for nowhere
 	Log       *slog.Logger
 }
 
@@ -80,15 +82,27 @@ func (o *Options) Validate() error {
 	if o.Collector.Address == "" {
 		bad("--collector is empty: give host:port or unix:PATH")
 	}
+	if err := o.Access.Validate(o.Manifests); err != nil {
+		errs = append(errs, err)
+	}
+	if o.Access.Wanted() && o.Scope == flow.ScopePod {
+		bad("--scope=pod asks no API server: its own name comes by the downward API, the rest from the collector")
+	}
 	if o.Window < time.Second || o.Window > time.Hour {
 		bad("--window %s: want 1s to 1h", o.Window)
 	}
 	if o.UnansweredAfter < time.Second {
 		bad("--unanswered-after %s: want at least 1s", o.UnansweredAfter)
 	}
-	for name, n := range map[string]int{"--max-connections": o.MaxConnections, "--max-flows": o.MaxFlows, "--max-queue": o.MaxQueue} {
-		if n < 1000 {
-			bad("%s %d: want at least 1000", name, n)
+	if o.DumpInterval < 0 {
+		bad("--dump-interval %s: want a time, or 0 for the default", o.DumpInterval)
+	}
+	for _, limit := range []struct {
+		flag string
+		n    int
+	}{{"--max-connections", o.MaxConnections}, {"--max-flows", o.MaxFlows}, {"--max-queue", o.MaxQueue}} {
+		if limit.n < 1000 {
+			bad("%s %d: want at least 1000", limit.flag, limit.n)
 		}
 	}
 	switch o.ConfirmedAllowed {

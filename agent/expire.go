@@ -73,6 +73,11 @@ func (t *table) finish(k *connKey, c *conn, at int64) {
 
 // unanswered counts a connection that had no reply.
 func (t *table) unanswered(k *connKey, c *conn, at int64) {
+	if t.Confirmed && t.window.localPod(addr(c.dst), c.start) {
+		// The pod was not known yet when its connection was confirmed.
+		t.count(k, c, flow.VerdictAllowed, flow.ReasonConfirmed, at)
+		return
+	}
 	reason := c.reason
 	if reason == flow.ReasonNone {
 		reason = flow.ReasonNoReply
@@ -100,9 +105,7 @@ func (t *table) earlyFlows() []flow.Flow {
 	}
 	out := make([]flow.Flow, 0, len(t.early))
 	for _, k := range t.early {
-		if i, ok := t.window.index[k]; ok && !t.window.flows[i].empty() {
-			out = append(out, t.window.flows[i].take())
-		}
+		out = append(out, t.window.takeKey(k)...)
 	}
 	t.early = t.early[:0]
 	return out

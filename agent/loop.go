@@ -11,6 +11,7 @@ import (
 type loop struct {
 	loopOptions
 	table   *table
+	naming  *naming
 	inbox   *inbox
 	out     func(*flow.Batch)
 	covered time.Time // up to here batches have told what was seen
@@ -32,13 +33,13 @@ type loopOptions struct {
 
 const (
 	// earlyInterval bounds how long a first denial waits.
-	earlyInterval = 250 * time.Millisecond
+	earlyInterval = 100 * time.Millisecond
 	// saveInterval bounds what a killed agent forgets.
 	saveInterval = time.Minute
 )
 
 func newLoop(o loopOptions, t *table, in *inbox, out func(*flow.Batch)) *loop {
-	return &loop{loopOptions: o, table: t, inbox: in, out: out, seen: make(map[string]uint64)}
+	return &loop{loopOptions: o, table: t, naming: newNaming(t.window), inbox: in, out: out, seen: make(map[string]uint64)}
 }
 
 // run works until the inbox is closed, and then gives out what is open.
@@ -58,13 +59,19 @@ func (l *loop) run() {
 			}
 			l.take(observations)
 		case <-early.C:
-			if flows := l.table.earlyFlows(); len(flows) > 0 {
-				l.send(flows, l.covered, nil)
-			}
+			l.sendEarly(time.Now())
 		case <-window.C:
 			l.closeWindow()
 			window.Reset(l.untilWindowEnd())
 		}
+	}
+}
+
+// sendEarly gives first denials, and flows that had to wait for a name.
+func (l *loop) sendEarly(now time.Time) {
+	flows := append(l.naming.take(l.table.earlyFlows(), now), l.naming.due(now)...)
+	if len(flows) > 0 {
+		l.send(flows, l.covered, nil)
 	}
 }
 
@@ -87,7 +94,7 @@ func (l *loop) take(observations []flow.Observation) {
 
 func (l *loop) closeWindow() {
 	now := time.Now()
-	flows := l.table.closeWindow(now)
+	flows := l.naming.take(l.table.closeWindow(now), now)
 	l.send(flows, now, l.windowGaps(now))
 	if l.StateDir != "" && now.Sub(l.saved) >= saveInterval {
 		l.save(now)
@@ -138,6 +145,7 @@ func (l *loop) stop() {
 	}
 	l.table.settle(true)
 	flows = append(flows, l.table.window.close()...)
+	flows = append(l.naming.take(flows, now), l.naming.rest()...)
 	l.send(flows, now, l.windowGaps(now))
 }
 

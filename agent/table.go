@@ -110,7 +110,7 @@ func (t *table) packet(o *flow.Observation) {
 		t.permitted(&k, o)
 		return
 	}
-	f, fresh := t.window.flow(&k, o.Time)
+	f, fresh := t.window.flow(&k, o.Time, o.Time)
 	if fresh {
 		f.Reason = flow.ReasonLogged
 		if o.Verdict == flow.VerdictDenied {
@@ -119,8 +119,8 @@ func (t *table) packet(o *flow.Observation) {
 	}
 	f.Sources |= o.Source
 	f.TCPFlags |= o.TCPFlags
-	t.hint(f, o.Told)
-	t.hint(f, t.hints.take(k, o))
+	f.hint(o.Told)
+	f.hint(t.hints.take(k, o))
 	if o.Verdict == flow.VerdictAllowed && t.Conntrack {
 		return // conntrack counts it
 	}
@@ -216,7 +216,7 @@ func (t *table) learn(k *connKey, c *conn, o *flow.Observation) {
 	case replied && c.reason == flow.ReasonConfirmed:
 		f, _ := t.flowOf(k, c, flow.VerdictAllowed, o.Time)
 		f.Reason, c.reason = flow.ReasonReply, flow.ReasonReply
-	case c.state == connPending && t.Confirmed && t.window.localPod(addr(c.dst), o.Time):
+	case c.state == connPending && t.Confirmed && t.window.localPod(addr(c.dst), c.start):
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonConfirmed, o.Time)
 	}
 	t.takeCounters(k, c, o)
@@ -242,7 +242,7 @@ func (t *table) flowOf(k *connKey, c *conn, v flow.Verdict, at int64) (f *openFl
 	if t.PerConn {
 		wk.srcPort = k.srcPort
 	}
-	f, fresh = t.window.flow(&wk, at)
+	f, fresh = t.window.flow(&wk, at, c.start)
 	if fresh {
 		f.Reason = c.reason
 	}

@@ -9,22 +9,36 @@ import (
 // maxPolicies bounds the policies that a flow names.
 const maxPolicies = 16
 
-// hint fills what the table does not know of a flow with what a plugin says.
-func (t *table) hint(f *openFlow, o *flow.Told) {
+// hint keeps what a plugin says of a flow's ends beside what we know of them.
+func (f *openFlow) hint(o *flow.Told) {
 	if o == nil {
 		return
 	}
-	if unknown(f.Source) {
-		f.Source = orElse(o.Source, f.Source)
-	}
-	if unknown(f.Destination) {
-		f.Destination = orElse(o.Destination, f.Destination)
-	}
-	// Two local pods make one flow, whose direction is the refusing side's.
-	if o.Direction != flow.DirectionUnknown && (f.Direction == flow.DirectionUnknown || f.Verdict == flow.VerdictDenied) {
-		f.Direction = o.Direction
+	f.told.source, f.told.destination = orElse(f.told.source, o.Source), orElse(f.told.destination, o.Destination)
+	if o.Direction != flow.DirectionUnknown {
+		f.told.direction = o.Direction
 	}
 	f.Policies = addPolicies(f.Policies, o.Policies)
+}
+
+// ends is what a plugin says of a flow's ends.
+type ends struct {
+	source, destination *flow.Endpoint
+	direction           flow.Direction
+}
+
+// fill puts it where we know nothing.
+func (e *ends) fill(f *flow.Flow) {
+	if unknown(f.Source) {
+		f.Source = orElse(e.source, f.Source)
+	}
+	if unknown(f.Destination) {
+		f.Destination = orElse(e.destination, f.Destination)
+	}
+	// Two local pods make one flow, whose direction is the refusing side's.
+	if e.direction != flow.DirectionUnknown && (f.Direction == flow.DirectionUnknown || f.Verdict == flow.VerdictDenied) {
+		f.Direction = e.direction
+	}
 }
 
 func unknown(e *flow.Endpoint) bool { return e == nil || e.Kind == flow.EndpointUnknown }
@@ -107,7 +121,7 @@ func (t *table) settle(all bool) {
 	for k, a := range t.allowances {
 		if i, ok := t.window.index[k]; ok && t.window.flows[i].Sources&flow.SourceConntrack != 0 {
 			t.window.flows[i].Sources |= a.sources
-			t.hint(&t.window.flows[i], &a.told)
+			t.window.flows[i].hint(&a.told)
 			delete(t.allowances, k)
 			continue
 		}
@@ -130,7 +144,7 @@ func (t *table) countAllowance(k windowKey, a *allowance) {
 	if a.reason == flow.ReasonNone {
 		k.verdict = flow.VerdictUnknown
 	}
-	f, _ := t.window.flow(&k, a.first)
+	f, _ := t.window.flow(&k, a.first, a.first)
 	f.end = max(f.end, a.last)
 	f.Sources |= a.sources
 	f.Connections += a.connections
@@ -143,7 +157,7 @@ func (t *table) countAllowance(k windowKey, a *allowance) {
 	if f.SourcePort == 0 {
 		f.SourcePort = a.srcPort
 	}
-	t.hint(f, &a.told)
+	f.hint(&a.told)
 }
 
 // remember keeps which pairs conntrack counted in the window that ends: a

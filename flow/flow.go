@@ -37,10 +37,11 @@ const (
 	EndpointNode                   // a node's own address; hostNetwork pods share it
 	EndpointService                // a Service's virtual address
 	EndpointOutside                // known not to be of the cluster
-	EndpointAmbiguous              // more than one pod could have held it
+	EndpointAmbiguous              // more than one pod could have held it, or one that may be gone
+	EndpointAPIServer              // the Kubernetes API server's, where it is no node's
 )
 
-var endpointKindNames = [...]string{"unknown", "pod", "node", "service", "outside", "ambiguous"}
+var endpointKindNames = [...]string{"unknown", "pod", "node", "service", "outside", "ambiguous", "apiserver"}
 
 // String returns the kind in lower case.
 func (k EndpointKind) String() string { return name(endpointKindNames[:], uint8(k)) }
@@ -63,6 +64,10 @@ type Endpoint struct {
 	Identity uint64
 	// Labels are the pod's labels, without the volatile ones.
 	Labels map[string]string
+	// Candidates are who it could have been, as namespace/name: of a node's
+	// address, the pods that share its network; of an ambiguous one, those that
+	// could have held it.
+	Candidates []string
 }
 
 // Service is the address that a client asked for before DNAT, with the name of
@@ -100,8 +105,14 @@ type Flow struct {
 	Reason     Reason
 	Expected   Verdict
 	Assessment Assessment
+	Caveat     Caveat
 	Policies   []PolicyRef
 	Sources    Source
+
+	// NamedFrom and NamedTo bound when the flow's connections began: whoever
+	// had an address then is the flow's end, though counters may come long
+	// after. They are zero where that is from Start to End, and not stored.
+	NamedFrom, NamedTo time.Time
 
 	Connections uint64
 	Sent        Counters
@@ -124,6 +135,14 @@ type Pair struct {
 	// tell apart are of nobody's pair but their own node's: the names stand
 	// for many pods, whose connections are not the same.
 	Apart string
+}
+
+// Named returns the time by which the flow's ends are named.
+func (f *Flow) Named() (from, to time.Time) {
+	if f.NamedFrom.IsZero() {
+		return f.Start, f.End
+	}
+	return f.NamedFrom, f.NamedTo
 }
 
 // Pair returns the flow's pair.

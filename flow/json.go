@@ -18,6 +18,7 @@ type flowJSON struct {
 	Verdict     string       `json:"verdict"`
 	Expected    string       `json:"expected,omitempty"`
 	Assessment  string       `json:"assessment,omitempty"`
+	Caveat      string       `json:"caveat,omitempty"`
 	Reason      string       `json:"reason,omitempty"`
 	Protocol    string       `json:"protocol"`
 	Source      endJSON      `json:"source"`
@@ -36,13 +37,14 @@ type endJSON struct {
 	IP           string            `json:"ip,omitempty"` // absent where a plugin tells names only
 	TranslatedIP string            `json:"translated_ip,omitempty"` // after SNAT
 	Port         uint16            `json:"port,omitempty"`
-	Kind         string            `json:"kind,omitempty"` // pod, node, service, outside or ambiguous
+	Kind         string            `json:"kind,omitempty"` // pod, node, service, apiserver, outside or ambiguous
 	Namespace    string            `json:"namespace,omitempty"`
 	Pod          string            `json:"pod,omitempty"`
 	Workload     *workloadJSON     `json:"workload,omitempty"`
 	Labels       map[string]string `json:"labels,omitempty"`
 	Node         string            `json:"node,omitempty"`
 	Identity     string            `json:"identity,omitempty"` // 16 hexadecimal digits
+	Candidates   []string          `json:"candidates,omitempty"`
 }
 
 type workloadJSON struct {
@@ -73,7 +75,7 @@ const timeLayout = "2006-01-02T15:04:05.000Z07:00"
 func (f Flow) MarshalJSON() ([]byte, error) {
 	j := flowJSON{
 		Start: f.Start.UTC().Format(timeLayout), End: f.End.UTC().Format(timeLayout), Cluster: f.Cluster, Node: f.Node,
-		Verdict: f.Verdict.String(), Reason: f.Reason.String(), Protocol: f.Protocol.String(),
+		Verdict: f.Verdict.String(), Reason: f.Reason.String(), Caveat: f.Caveat.String(), Protocol: f.Protocol.String(),
 		Source:      toEnd(f.Src, f.SourcePort, f.Source),
 		Destination: toEnd(f.Dst, 0, f.Destination),
 		Connections: f.Connections, TCPFlags: TCPFlagNames(f.TCPFlags), Policies: f.Policies, Sources: f.Sources.Names(),
@@ -115,7 +117,7 @@ func toEnd(addr netip.Addr, port uint16, e *Endpoint) endJSON {
 	if e.Kind != EndpointUnknown {
 		j.Kind = e.Kind.String()
 	}
-	j.Namespace, j.Pod, j.Node, j.Labels = e.Namespace, e.Pod, e.Node, e.Labels
+	j.Namespace, j.Pod, j.Node, j.Labels, j.Candidates = e.Namespace, e.Pod, e.Node, e.Labels, e.Candidates
 	if e.Workload != (Workload{}) {
 		j.Workload = &workloadJSON{e.Workload.Kind, e.Workload.Name}
 	}
@@ -152,6 +154,7 @@ func (f *Flow) UnmarshalJSON(b []byte) error {
 	f.Direction = code[Direction](&r, "direction", directionNames[:], j.Direction)
 	f.Assessment = code[Assessment](&r, "assessment", assessmentNames[:], j.Assessment)
 	f.Reason = code[Reason](&r, "reason", reasonNames[:], j.Reason)
+	f.Caveat = code[Caveat](&r, "caveat", caveatNames[:], j.Caveat)
 	if j.Source.TranslatedIP != "" {
 		f.TranslatedSrc = r.addr(j.Source.TranslatedIP)
 	}
@@ -210,7 +213,7 @@ func (r *reader) addr(s string) netip.Addr {
 }
 
 func (r *reader) end(j endJSON) *Endpoint {
-	e := &Endpoint{Namespace: j.Namespace, Pod: j.Pod, Node: j.Node, Labels: j.Labels}
+	e := &Endpoint{Namespace: j.Namespace, Pod: j.Pod, Node: j.Node, Labels: j.Labels, Candidates: j.Candidates}
 	e.Kind = code[EndpointKind](r, "kind", endpointKindNames[:], j.Kind)
 	if j.Workload != nil {
 		e.Workload = Workload{j.Workload.Kind, j.Workload.Name}

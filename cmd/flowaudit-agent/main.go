@@ -64,6 +64,9 @@ Usage:
   flowaudit-agent [flags]
 
 Examples:
+  # in a DaemonSet, pods named by the API server
+  flowaudit-agent --collector collector:4245 --in-cluster --nflog-group 100
+
   # a node whose network policies log refusals to NFLOG group 100 (kube-router, k3s)
   flowaudit-agent --collector collector:4245 --node-name "$(hostname)" --nflog-group 100
 
@@ -97,6 +100,7 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 	fs.StringVar(&granularity, "granularity", "pair", "one flow a window for each pair of addresses and port, or connection for each connection")
 	fs.DurationVar(&o.DumpInterval, "dump-interval", 0, "how often the table of connections is read for the counters of long ones (default 10s)")
 	fs.StringVar(&o.Manifests, "manifests", "", "`directory` of cluster objects as YAML, which name pods and Services")
+	o.Access.Flags(fs)
 	fs.StringVar(&o.StateDir, "state-dir", "", "`directory` where live connections outlast a restart, so that they are not counted twice")
 	fs.IntVar(&o.MaxConnections, "max-connections", o.MaxConnections, "live connections that are kept apart")
 	fs.IntVar(&o.MaxFlows, "max-flows", o.MaxFlows, "flows of a window; beyond it the window closes early")

@@ -37,7 +37,8 @@ func newPrinter(format string, w io.Writer, o printOptions) (printer, error) {
 		return newPathPrinter(template, w)
 	}
 	b := bufio.NewWriter(w)
-	switch strings.ToLower(format) {
+	format = strings.ToLower(format)
+	switch format {
 	case "compact", "":
 		return &linePrinter{b, func(f *flow.Flow) ([]byte, error) { return compactLine(f, o), nil }}, nil
 	case "json", "jsonpb":
@@ -100,7 +101,7 @@ func newPathPrinter(template string, w io.Writer) (printer, error) {
 // compactLine is one flow at a glance.
 func compactLine(f *flow.Flow, o printOptions) []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s  %s  %s -> %s  %s", f.Start.In(o.location).Format("Jan _2 15:04:05.000"), verdictText(f, o.colors),
+	fmt.Fprintf(&b, "%s  %s  %s -> %s  %s", f.Start.In(o.location).Format("Jan _2 15:04:05.000"), o.colored(verdictColor(f.Verdict), fmt.Sprintf("%-10s", verdictText(f))),
 		sourceName(f), destinationName(f), protocolText(f))
 	if f.Connections != 1 {
 		fmt.Fprintf(&b, " x%d", f.Connections)
@@ -111,8 +112,8 @@ func compactLine(f *flow.Flow, o printOptions) []byte {
 	if f.Counted && f.Verdict != flow.VerdictDenied {
 		fmt.Fprintf(&b, "  %s out, %s in", bytesText(f.Sent.Bytes), bytesText(f.Received.Bytes))
 	}
-	if f.Reason != flow.ReasonNone && f.Reason != flow.ReasonReply {
-		fmt.Fprintf(&b, "  (%s)", f.Reason)
+	if why := whyText(f); why != "" {
+		fmt.Fprintf(&b, "  (%s)", why)
 	}
 	if f.Assessment == flow.AssessmentUnenforced || f.Assessment == flow.AssessmentUnexplained {
 		fmt.Fprintf(&b, "  %s", strings.ToUpper(f.Assessment.String()))
@@ -121,27 +122,61 @@ func compactLine(f *flow.Flow, o printOptions) []byte {
 	return b.Bytes()
 }
 
-// ANSI colours of verdicts, as traffic lights have them.
+// whyText is the reason of a verdict, and the policies that deny the flow. A
+// reply needs no explanation.
+func whyText(f *flow.Flow) string {
+	var parts []string
+	if f.Reason != flow.ReasonNone && f.Reason != flow.ReasonReply {
+		parts = append(parts, f.Reason.String())
+	}
+	if f.Expected == flow.VerdictDenied {
+		if names := policiesText(f.Policies); names != "" {
+			parts = append(parts, "denied by "+names)
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// policiesText names policies, each once.
+func policiesText(refs []flow.PolicyRef) string {
+	var names []string
+	for _, r := range refs {
+		name := strings.TrimPrefix(r.Namespace+"/"+r.Name, "/")
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ",")
+}
+
+// ANSI colours of verdicts, as traffic lights have them. All are of one length:
+// the table's columns are aligned with them.
 const (
-	red, green, yellow = "\x1b[31m", "\x1b[32m", "\x1b[33m"
-	plainColor         = "\x1b[0m"
+	red, green, yellow, foreground = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[39m"
+	plainColor                     = "\x1b[0m"
 )
 
-func verdictText(f *flow.Flow, colors bool) string {
-	text := fmt.Sprintf("%-10s", strings.ToUpper(f.Verdict.String()))
-	if !colors {
+func verdictColor(v flow.Verdict) string {
+	switch v {
+	case flow.VerdictDenied:
+		return red
+	case flow.VerdictAllowed:
+		return green
+	case flow.VerdictUnanswered:
+		return yellow
+	}
+	return foreground
+}
+
+// colored gives the text a colour where colours are wanted.
+func (o printOptions) colored(color, text string) string {
+	if !o.colors {
 		return text
 	}
-	switch f.Verdict {
-	case flow.VerdictDenied:
-		return red + text + plainColor
-	case flow.VerdictAllowed:
-		return green + text + plainColor
-	case flow.VerdictUnanswered:
-		return yellow + text + plainColor
-	}
-	return text
+	return color + text + plainColor
 }
+
+func verdictText(f *flow.Flow) string { return strings.ToUpper(f.Verdict.String()) }
 
 func sourceName(f *flow.Flow) string {
 	name := endName(f.Source, f.Src)
@@ -233,9 +268,9 @@ func newTablePrinter(w io.Writer, wide bool, o printOptions) *tablePrinter {
 
 func (p *tablePrinter) print(f *flow.Flow) error {
 	if !p.started && p.o.headers {
-		headers := []string{"TIME", "VERDICT", "SOURCE", "DESTINATION", "PORT", "PROTOCOL", "CONNECTIONS", "BYTES", "REASON"}
+		headers := []string{"TIME", p.o.colored(foreground, "VERDICT"), "SOURCE", "DESTINATION", "PORT", "PROTOCOL", "CONNECTIONS", "BYTES", "REASON"}
 		if p.wide {
-			headers = append(headers, "DIRECTION", "NODE", "SERVICE", "SOURCE WORKLOAD", "DESTINATION WORKLOAD", "SOURCE LABELS", "DESTINATION LABELS", "FLAGS")
+			headers = append(headers, "EXPECTED", "ASSESSMENT", "POLICIES", "DIRECTION", "NODE", "SERVICE", "SOURCE WORKLOAD", "DESTINATION WORKLOAD", "SOURCE LABELS", "DESTINATION LABELS", "FLAGS")
 		}
 		if _, err := fmt.Fprintln(p.w, strings.Join(headers, "\t")); err != nil {
 			return err
@@ -254,7 +289,7 @@ func (p *tablePrinter) print(f *flow.Flow) error {
 		size = bytesText(f.Sent.Bytes + f.Received.Bytes)
 	}
 	cells := []string{
-		f.Start.In(p.o.location).Format("2006-01-02 15:04:05.000"), strings.TrimSpace(verdictText(f, p.o.colors)),
+		f.Start.In(p.o.location).Format("2006-01-02 15:04:05.000"), p.o.colored(verdictColor(f.Verdict), verdictText(f)),
 		endName(f.Source, f.Src), endName(f.Destination, f.Dst), port, f.Protocol.String(),
 		strconv.FormatUint(f.Connections, 10), size, orDash(f.Reason.String()),
 	}
@@ -263,7 +298,11 @@ func (p *tablePrinter) print(f *flow.Flow) error {
 		if f.Service != nil {
 			service = serviceName(f.Service)
 		}
-		cells = append(cells, f.Direction.String(), orDash(f.Node), service, workloadText(f.Source), workloadText(f.Destination),
+		assessment := f.Assessment.String()
+		if f.Caveat != flow.CaveatNone {
+			assessment += " (" + f.Caveat.String() + ")"
+		}
+		cells = append(cells, f.Expected.String(), assessment, orDash(policiesText(f.Policies)), f.Direction.String(), orDash(f.Node), service, workloadText(f.Source), workloadText(f.Destination),
 			labelsText(f.Source), labelsText(f.Destination), orDash(strings.Join(flow.TCPFlagNames(f.TCPFlags), ",")))
 	}
 	_, err := fmt.Fprintln(p.w, strings.Join(cells, "\t"))

@@ -52,6 +52,16 @@ type Store interface {
 	// since begins with the first change that is kept.
 	Timeline(ctx context.Context, since, until time.Time, yield func(flow.Change) bool) error
 
+	// Edges gives the edges of the hours that touch the time from Since to Until
+	// to yield, each once for the whole range, and ends early when yield
+	// returns false. The edges of flows that retention deleted are kept until
+	// RetainEdges.
+	Edges(ctx context.Context, req EdgesRequest, yield func(*flow.Edge) bool) error
+
+	// RetainEdges deletes the edges from before the given time, in whole
+	// months, and returns how many bytes of disk that gave back.
+	RetainEdges(ctx context.Context, before time.Time) (freed int64, err error)
+
 	// Stats describes the store's content.
 	Stats(ctx context.Context) (Stats, error)
 
@@ -70,6 +80,11 @@ type FlowsRequest struct {
 	// First and Last limit the answer to the oldest or the newest flows; at
 	// most one of them is set, 0 does not limit.
 	First, Last int
+}
+
+// EdgesRequest asks for edges. A zero Since is unbounded.
+type EdgesRequest struct {
+	Since, Until time.Time
 }
 
 // Rows is a small table.

@@ -43,6 +43,7 @@ type Store struct {
 	writer   *writer
 	keys     batchKeys
 	timeline timeline
+	months   map[time.Time]*month // of edges, by the month's beginning
 
 	// read guards the list: queries hold it shared while they use slices.
 	read   sync.RWMutex
@@ -109,6 +110,9 @@ func (s *Store) start(ctx context.Context) error {
 	if s.writer, err = newWriter(ctx, s.db); err != nil {
 		return err
 	}
+	if err := s.openMonths(ctx); err != nil {
+		return err
+	}
 	return s.defineViews(ctx)
 }
 
@@ -149,7 +153,7 @@ func (s *Store) attachAll(ctx context.Context) error {
 		return fmt.Errorf("list store files: %w", err)
 	}
 	for _, path := range files {
-		if filepath.Base(path) == timelineFile {
+		if name := filepath.Base(path); name == timelineFile || strings.HasPrefix(name, edgePrefix) {
 			continue
 		}
 		ms, err := strconv.ParseInt(strings.TrimSuffix(filepath.Base(path), fileSuffix), 10, 64)
@@ -216,6 +220,9 @@ func (s *Store) roll(ctx context.Context) error {
 	if _, err := s.db.ExecContext(ctx, "CHECKPOINT "+last.name); err != nil {
 		return fmt.Errorf("close slice %s: %w", last.path, err)
 	}
+	if err := s.closeEdges(ctx, last); err != nil {
+		return err
+	}
 	if err := s.begin(ctx); err != nil {
 		return err
 	}
@@ -267,7 +274,6 @@ func (s *Store) dropOldest(ctx context.Context) (freed int64, err error) {
 	s.read.Lock() // waits for the queries that use it
 	defer s.read.Unlock()
 	sl := s.slices[0]
-	freed = sl.bytes()
 	s.slices = s.slices[1:]
 	if err := s.defineViewsLocked(ctx); err != nil {
 		return 0, err
@@ -275,12 +281,7 @@ func (s *Store) dropOldest(ctx context.Context) (freed int64, err error) {
 	if _, err := s.db.ExecContext(ctx, "DETACH "+sl.name); err != nil {
 		return 0, fmt.Errorf("close slice %s: %w", sl.path, err)
 	}
-	for _, path := range []string{sl.path, sl.path + ".wal"} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return 0, fmt.Errorf("delete slice: %w", err)
-		}
-	}
-	return freed, nil
+	return removeFile(sl.path)
 }
 
 // Close implements store.Store.
@@ -299,6 +300,11 @@ func (s *Store) Close() error {
 		errs = append(errs, err)
 	}
 	s.slices = nil
+	for _, m := range s.months {
+		_, err := s.db.Exec("DETACH " + m.name)
+		errs = append(errs, err)
+	}
+	s.months = nil
 	if s.timeline.open {
 		_, err := s.db.Exec("DETACH " + timelineName)
 		errs = append(errs, err)
