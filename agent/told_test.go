@@ -92,12 +92,14 @@ func TestAllowancesThatAPluginTells(t *testing.T) {
 				s.tell(1, far, db, 4000, flow.VerdictAllowed, ingress)
 				s.track(far, db, 4000, 3306).say(1, flow.EventNew, replied)
 			},
-			[]row{allowedRow}, nil,
+			[]row{allowedRow},
+			nil,
 		},
 		{
 			"what conntrack does not see is counted a window later", true,
 			func(s *scene) { s.tell(1, far, db, 4000, flow.VerdictAllowed, ingress) },
-			nil, []row{{far, db, 3306, flow.VerdictAllowed, flow.ReasonLogged, 1, 0}},
+			nil,
+			[]row{{far, db, 3306, flow.VerdictAllowed, flow.ReasonLogged, 1, 0}},
 		},
 		{
 			"without conntrack it is counted at once", false,
@@ -105,12 +107,14 @@ func TestAllowancesThatAPluginTells(t *testing.T) {
 				s.tell(1, far, db, 4000, flow.VerdictAllowed, ingress)
 				s.tell(2, far, db, 4001, flow.VerdictAllowed, ingress)
 			},
-			[]row{{far, db, 3306, flow.VerdictAllowed, flow.ReasonLogged, 2, 0}}, nil,
+			[]row{{far, db, 3306, flow.VerdictAllowed, flow.ReasonLogged, 2, 0}},
+			nil,
 		},
 		{
 			"that an egress policy let it out is half an answer", false,
 			func(s *scene) { s.tell(1, web, far, 4000, flow.VerdictAllowed, egress) },
-			[]row{{web, far, 3306, flow.VerdictUnknown, flow.ReasonLogged, 1, 0}}, nil,
+			[]row{{web, far, 3306, flow.VerdictUnknown, flow.ReasonLogged, 1, 0}},
+			nil,
 		},
 		{
 			"a reply is the other half", false,
@@ -118,17 +122,20 @@ func TestAllowancesThatAPluginTells(t *testing.T) {
 				s.tell(1, web, far, 4000, flow.VerdictAllowed, egress)
 				s.tell(1, web, far, 4000, flow.VerdictAllowed, func(o *flow.Observation) { egress(o); replied(o) })
 			},
-			[]row{{web, far, 3306, flow.VerdictAllowed, flow.ReasonReply, 1, 0}}, nil,
+			[]row{{web, far, 3306, flow.VerdictAllowed, flow.ReasonReply, 1, 0}},
+			nil,
 		},
 		{
 			"a plugin that tells no side is believed of a local destination", false,
 			func(s *scene) { s.tell(1, far, db, 4000, flow.VerdictAllowed, nil) },
-			[]row{{far, db, 3306, flow.VerdictAllowed, flow.ReasonLogged, 1, 0}}, nil,
+			[]row{{far, db, 3306, flow.VerdictAllowed, flow.ReasonLogged, 1, 0}},
+			nil,
 		},
 		{
 			"and not of another's", false,
 			func(s *scene) { s.tell(1, web, far, 4000, flow.VerdictAllowed, nil) },
-			[]row{{web, far, 3306, flow.VerdictUnknown, flow.ReasonLogged, 1, 0}}, nil,
+			[]row{{web, far, 3306, flow.VerdictUnknown, flow.ReasonLogged, 1, 0}},
+			nil,
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

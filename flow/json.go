@@ -34,7 +34,7 @@ type flowJSON struct {
 }
 
 type endJSON struct {
-	IP           string            `json:"ip,omitempty"` // absent where a plugin tells names only
+	IP           string            `json:"ip,omitempty"`            // absent where a plugin tells names only
 	TranslatedIP string            `json:"translated_ip,omitempty"` // after SNAT
 	Port         uint16            `json:"port,omitempty"`
 	Kind         string            `json:"kind,omitempty"` // pod, node, service, apiserver, outside or ambiguous

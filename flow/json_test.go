@@ -32,7 +32,8 @@ func everything() Flow {
 			Kind: EndpointPod, Namespace: "shop", Pod: "web-6d4b-x2", Workload: Workload{"Deployment", "web"}, Node: "node-1",
 			Identity: 0x1f, Labels: map[string]string{"role": "web"},
 		},
-		Destination: &Endpoint{Kind: EndpointPod, Namespace: "shop", Pod: "db-0", Workload: Workload{"StatefulSet", "db"}, Node: "node-2",
+		Destination: &Endpoint{
+			Kind: EndpointPod, Namespace: "shop", Pod: "db-0", Workload: Workload{"StatefulSet", "db"}, Node: "node-2",
 			Candidates: []string{"shop/db-0"},
 		},
 		SourcePort: 40000, TranslatedSrc: netip.MustParseAddr("192.168.7.1"),
@@ -54,7 +55,7 @@ func samples() []Flow {
 	outside.Source = &Endpoint{Kind: EndpointAPIServer}
 	silent := bare
 	silent.Counted = true // counted, and nothing moved: zero is said
-	named := Flow{ // by a plugin that aggregates
+	named := Flow{        // by a plugin that aggregates
 		Key: Key{Protocol: TCP, Port: 80, Verdict: VerdictAllowed, Direction: DirectionIngress}, Start: at(1), End: at(2), Node: "node-1",
 		Source:      &Endpoint{Kind: EndpointPod, Namespace: "shop", Workload: Workload{"Deployment", "web"}},
 		Destination: &Endpoint{Kind: EndpointOutside, Workload: Workload{"Network", "pub"}},

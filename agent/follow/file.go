@@ -56,7 +56,7 @@ func openFile(path string) (*file, error) {
 
 func idOf(info os.FileInfo) fileID {
 	if s, ok := info.Sys().(*syscall.Stat_t); ok {
-		return fileID{uint64(s.Dev), s.Ino}
+		return fileID{s.Dev, s.Ino}
 	}
 	return fileID{}
 }

@@ -102,11 +102,14 @@ func TestADropRepeatsTheVerdictBeforeIt(t *testing.T) {
 		sec  int64
 		want bool
 	}{
-		{eventVerdict, 1, 0, false}, {eventDrop, 1, 0, true}, // told twice
+		{eventVerdict, 1, 0, false},
+		{eventDrop, 1, 0, true},     // told twice
 		{eventDrop, 2, 0, false},    // verdicts are off
 		{eventVerdict, 3, 0, false}, // its drop was lost, the next packet's is not its own
 		{eventDrop, 3, 5, false},
-		{eventVerdict, 4, 6, false}, {eventVerdict, 4, 7, false}, {eventDrop, 4, 7, true},
+		{eventVerdict, 4, 6, false},
+		{eventVerdict, 4, 7, false},
+		{eventDrop, 4, 7, true},
 	} {
 		if got := ask(c.kind, c.port, c.sec); got != c.want {
 			t.Errorf("event %d: repeats = %t, want %t", i, got, c.want)
