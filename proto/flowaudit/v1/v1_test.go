@@ -173,7 +173,7 @@ func sampleBatch() flow.Batch {
 		Node: "node-1", Scope: flow.ScopePod, Start: at(0), End: at(10),
 		Flows: sampleFlows(),
 		Gaps:  []flow.Gap{{Node: "node-1", Source: "nflog:100", Kind: flow.GapSequence, Start: at(1), End: at(2), Lost: 4, Detail: "why"}},
-		Agent: flow.AgentStatus{Version: "1", Started: at(-5), Observations: 1, Malformed: 2, Connections: 3, Sources: []string{"conntrack"}, Limits: []string{"no bytes"}, Skew: -1500 * time.Millisecond},
+		Agent: flow.AgentStatus{Version: "1", Started: at(-5), Observations: 1, Malformed: 2, Connections: 3, Sources: []string{"conntrack"}, Notes: []string{"hubble is read"}, Limits: []string{"no bytes"}, Skew: -1500 * time.Millisecond},
 	}
 }
 
