@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/flowaudit/flowaudit/agent/nflog"
@@ -22,6 +23,7 @@ type Options struct {
 	Collector dial.Options
 	Version   string
 
+	Sources      []Choice // beside NFLOG and Conntrack
 	NFLOG        []nflog.Group
 	Conntrack    bool
 	DumpInterval time.Duration // 0 takes the source's default
@@ -76,8 +78,8 @@ func (o *Options) Validate() error {
 	if o.Scope == flow.ScopePod && (o.Pod.Name == "" || o.Pod.Namespace == "") {
 		bad("--scope=pod needs the pod's own name and namespace: set POD_NAME and POD_NAMESPACE by the downward API")
 	}
-	if len(o.NFLOG) == 0 && !o.Conntrack {
-		bad("nothing to read: give --nflog-group, or leave --conntrack on")
+	if len(o.Sources) == 0 && len(o.NFLOG) == 0 && !o.Conntrack {
+		bad("nothing to read: give --source or --nflog-group, or leave --conntrack on")
 	}
 	if o.Collector.Address == "" {
 		bad("--collector is empty: give host:port or unix:PATH")
@@ -110,6 +112,11 @@ func (o *Options) Validate() error {
 	default:
 		bad("--trust-confirmed %q: want auto, yes or no", o.ConfirmedAllowed)
 	}
+	for i, c := range o.Sources {
+		if slices.ContainsFunc(o.Sources[:i], func(before Choice) bool { return before.Name == c.Name && (before == c || single(c.Name)) }) {
+			bad("--source %s is given twice", c.Name)
+		}
+	}
 	seen := make(map[uint16]bool)
 	for _, g := range o.NFLOG {
 		if seen[g.Number] {
@@ -120,8 +127,9 @@ func (o *Options) Validate() error {
 	return errors.Join(errs...)
 }
 
-// confirmed decides whether confirmed connections to local pods are allowed ones.
-func (o *Options) confirmed() bool {
+// confirmed decides whether confirmed connections to local pods are allowed
+// ones. elsewhere says that something else than netfilter enforces.
+func (o *Options) confirmed(elsewhere bool) bool {
 	switch o.ConfirmedAllowed {
 	case ConfirmedTrust:
 		return true
@@ -129,7 +137,7 @@ func (o *Options) confirmed() bool {
 		return false
 	}
 	// What reaches a pod's own namespace has passed whatever enforces.
-	return o.Scope == flow.ScopePod || len(o.NFLOG) > 0
+	return o.Scope == flow.ScopePod || len(o.NFLOG) > 0 && !elsewhere
 }
 
 // reporter names who reports: pods of one node must not be taken for one.

@@ -94,7 +94,7 @@ func (l *loop) take(observations []flow.Observation) {
 
 func (l *loop) closeWindow() {
 	now := time.Now()
-	flows := l.naming.take(l.table.closeWindow(now), now)
+	flows := append(l.naming.take(l.table.closeWindow(now), now), l.inbox.takeFlows()...)
 	l.send(flows, now, l.windowGaps(now))
 	if l.StateDir != "" && now.Sub(l.saved) >= saveInterval {
 		l.save(now)
@@ -142,9 +142,10 @@ func (l *loop) stop() {
 	flows := l.table.closeWindow(now)
 	if l.StateDir == "" || !l.save(now) {
 		l.table.pendingFlows(now)
-		flows = append(flows, l.table.window.close()...)
 	}
-	flows = append(l.naming.take(flows, now), l.naming.rest()...)
+	l.table.settle(true)
+	flows = append(flows, l.table.window.close()...)
+	flows = append(append(l.naming.take(flows, now), l.naming.rest()...), l.inbox.takeFlows()...)
 	l.send(flows, now, l.windowGaps(now))
 }
 

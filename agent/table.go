@@ -20,6 +20,11 @@ type table struct {
 	known    map[connKey]savedConn // counted by an earlier run of the agent; until the first dump ends
 	refused  uint64                // connections that did not fit since the last window
 	stats    tableStats
+
+	allowances map[windowKey]*allowance
+	tracked    map[windowKey]struct{} // allowed pairs that conntrack counted in the last window
+	plugins    bool                   // a plugin has told of an allowance
+	hints      hints
 }
 
 type tableOptions struct {
@@ -54,6 +59,9 @@ func newTable(o tableOptions) *table {
 		attempts:     newAttempts(),
 		denied:       make(map[windowKey]int64),
 		ended:        make(map[connKey]uint32),
+		allowances:   make(map[windowKey]*allowance),
+		tracked:      make(map[windowKey]struct{}),
+		hints:        make(hints),
 	}
 }
 
@@ -85,15 +93,22 @@ func (t *table) packet(o *flow.Observation) {
 		t.stats.fragments++
 		return
 	}
-	if o.Verdict == flow.VerdictUnknown {
-		return // a hint only: the record that decides comes by itself
-	}
 	k := windowKey{
 		src: o.Original.Src, dst: o.Original.Dst, port: flowPort(o, o.Original.DstPort),
 		protocol: o.Protocol, verdict: o.Verdict,
 	}
 	if t.PerConn {
 		k.srcPort = o.Original.SrcPort
+	}
+	if o.Verdict == flow.VerdictUnknown {
+		// The record that decides comes by itself.
+		t.hints.add(k, o)
+		return
+	}
+	if o.Verdict == flow.VerdictAllowed && o.Source&flow.Plugins != 0 {
+		t.plugins = true
+		t.permitted(&k, o)
+		return
 	}
 	f, fresh := t.window.flow(&k, o.Time, o.Time)
 	if fresh {
@@ -104,18 +119,36 @@ func (t *table) packet(o *flow.Observation) {
 	}
 	f.Sources |= o.Source
 	f.TCPFlags |= o.TCPFlags
+	f.hint(o.Told)
+	f.hint(t.hints.take(k, o))
 	if o.Verdict == flow.VerdictAllowed && t.Conntrack {
 		return // conntrack counts it
 	}
-	f.Sent.Packets++
-	f.Sent.Bytes += uint64(o.Size)
-	f.Counted = true
+	t.countPacket(f, o)
 	if t.attempts.first(&k, o.Original.SrcPort, o.Time) {
 		f.Connections++
 	}
 	if f.SourcePort == 0 {
 		f.SourcePort = o.Original.SrcPort
 	}
+}
+
+// countPacket adds a logged packet. Where several sources log the same packets
+// the first one to tell of the flow counts them.
+func (t *table) countPacket(f *openFlow, o *flow.Observation) {
+	if f.counter == 0 {
+		f.counter = o.Source
+	}
+	if f.counter != o.Source {
+		return
+	}
+	n := uint64(1)
+	if o.Told != nil {
+		n = max(n, o.Told.Packets)
+	}
+	f.Sent.Packets += n
+	f.Sent.Bytes += n * uint64(o.Size)
+	f.Counted = f.Counted || o.Size > 0 // some logs tell no length: absent, not 0
 }
 
 func (t *table) firstDenial(k *windowKey, at int64) {

@@ -60,6 +60,8 @@ type AgentStatus struct {
 	// Skew is how far the API server's clock is ahead of the node's; 0 if it
 	// was not measured.
 	Skew time.Duration
+	// Notes say in plain words which sources were chosen, and why.
+	Notes []string
 	// Limits says in plain words what this agent cannot see.
 	Limits []string
 }

@@ -147,7 +147,15 @@ type Source uint8
 const (
 	SourceNFLOG     Source = 1 << iota // NFLOG records of the enforcing rules
 	SourceConntrack                    // conntrack events and dumps
+	_
+	SourceHubble    // Cilium's Hubble
+	SourceFelix     // the flows that Calico's Felix reports
+	SourceLog       // the log file of a network plugin
+	SourceKernelLog // LOG rules, by the kernel's log
 )
+
+// Plugins are the sources by which a network plugin tells what it decided.
+const Plugins = SourceHubble | SourceFelix | SourceLog | SourceKernelLog
 
 // String lists the set's sources, joined by commas.
 func (s Source) String() string { return strings.Join(s.Names(), ",") }
@@ -155,11 +163,10 @@ func (s Source) String() string { return strings.Join(s.Names(), ",") }
 // Names lists the sources of a set.
 func (s Source) Names() []string {
 	var names []string
-	if s&SourceNFLOG != 0 {
-		names = append(names, "nflog")
-	}
-	if s&SourceConntrack != 0 {
-		names = append(names, "conntrack")
+	for i, n := range [...]string{"nflog", "conntrack", "", "hubble", "felix", "log", "kernel-log"} {
+		if s&(1<<i) != 0 && n != "" {
+			names = append(names, n)
+		}
 	}
 	return names
 }
