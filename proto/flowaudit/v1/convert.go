@@ -21,7 +21,7 @@ func FromBatch(b *flow.Batch) *Batch {
 		Agent: &AgentStatus{
 			Version: b.Agent.Version, Started: millis(b.Agent.Started),
 			Observations: b.Agent.Observations, Malformed: b.Agent.Malformed, Connections: b.Agent.Connections,
-			Sources: b.Agent.Sources, Limits: b.Agent.Limits,
+			Sources: b.Agent.Sources, Limits: b.Agent.Limits, Contradicted: b.Agent.Contradicted,
 		},
 	}
 }
@@ -43,7 +43,7 @@ func (x *Batch) ToBatch() (b flow.Batch, invalid int, firstInvalid, err error) {
 	if a := x.Agent; a != nil {
 		b.Agent = flow.AgentStatus{
 			Version: a.Version, Started: fromMillis(a.Started), Observations: a.Observations, Malformed: a.Malformed,
-			Connections: a.Connections, Sources: a.Sources, Limits: a.Limits,
+			Connections: a.Connections, Sources: a.Sources, Limits: a.Limits, Contradicted: a.Contradicted,
 		}
 	}
 	b.Flows, invalid, firstInvalid, err = x.Flows.ToFlows()

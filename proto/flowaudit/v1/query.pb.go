@@ -1149,6 +1149,7 @@ type Agent struct {
 	Sources               []string               `protobuf:"bytes,10,rep,name=sources,proto3" json:"sources,omitempty"`
 	Limits                []string               `protobuf:"bytes,11,rep,name=limits,proto3" json:"limits,omitempty"`
 	Gaps                  []*Gap                 `protobuf:"bytes,12,rep,name=gaps,proto3" json:"gaps,omitempty"` // of the last hour
+	Contradicted          uint64                 `protobuf:"varint,13,opt,name=contradicted,proto3" json:"contradicted,omitempty"`
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
@@ -1267,6 +1268,13 @@ func (x *Agent) GetGaps() []*Gap {
 	return nil
 }
 
+func (x *Agent) GetContradicted() uint64 {
+	if x != nil {
+		return x.Contradicted
+	}
+	return 0
+}
+
 var File_flowaudit_v1_query_proto protoreflect.FileDescriptor
 
 const file_flowaudit_v1_query_proto_rawDesc = "" +
@@ -1359,7 +1367,7 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	" \x01(\x04R\x04pods\x12\x1a\n" +
 	"\bpolicies\x18\v \x01(\x04R\bpolicies\x12\x1a\n" +
 	"\bproblems\x18\f \x03(\tR\bproblems\x12+\n" +
-	"\x06agents\x18\r \x03(\v2\x13.flowaudit.v1.AgentR\x06agents\"\x90\x03\n" +
+	"\x06agents\x18\r \x03(\v2\x13.flowaudit.v1.AgentR\x06agents\"\xb4\x03\n" +
 	"\x05Agent\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12)\n" +
@@ -1373,7 +1381,8 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\asources\x18\n" +
 	" \x03(\tR\asources\x12\x16\n" +
 	"\x06limits\x18\v \x03(\tR\x06limits\x12%\n" +
-	"\x04gaps\x18\f \x03(\v2\x11.flowaudit.v1.GapR\x04gaps*]\n" +
+	"\x04gaps\x18\f \x03(\v2\x11.flowaudit.v1.GapR\x04gaps\x12\"\n" +
+	"\fcontradicted\x18\r \x01(\x04R\fcontradicted*]\n" +
 	"\aLabelOp\x12\x0f\n" +
 	"\vLABEL_OP_IN\x10\x00\x12\x13\n" +
 	"\x0fLABEL_OP_NOT_IN\x10\x01\x12\x13\n" +
