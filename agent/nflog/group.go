@@ -17,8 +17,19 @@ const (
 	MeaningDenied  Meaning = iota // every record is a refusal
 	MeaningAllowed                // every record is a permission
 	MeaningPrefix                 // the record's prefix tells
+	MeaningAttempt                // a packet of a connection that is not confirmed yet: our own tap's
 )
 
+// Prefixes of the tap's records. The empty one is a packet's first, before NAT,
+// in conntrack's zone 0.
+const (
+	AttemptInZone    = "zone"      // in another zone
+	AttemptAfterNAT  = "nat"       // its destination was translated
+	AttemptInZoneNAT = "zone nat"  // both
+	AttemptUntracked = "untracked" // it bypasses connection tracking
+)
+
+// meaningNames are those that a user can give.
 var meaningNames = [...]string{"denied", "allowed", "prefix"}
 
 // Group is an NFLOG group and what its records mean.
@@ -29,6 +40,9 @@ type Group struct {
 
 // String gives the form that ParseGroup reads.
 func (g Group) String() string {
+	if int(g.Meaning) >= len(meaningNames) {
+		return strconv.Itoa(int(g.Number))
+	}
 	return fmt.Sprintf("%d=%s", g.Number, meaningNames[g.Meaning])
 }
 
