@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"github.com/flowaudit/flowaudit/agent/nflog"
@@ -23,7 +24,10 @@ type Options struct {
 
 	NFLOG        []nflog.Group
 	Conntrack    bool
-	DumpInterval time.Duration // 0 takes the source's default
+	DumpInterval time.Duration  // 0 takes the source's default
+	Tap          bool           // log attempts by rules of our own
+	TapGroup     uint16         // NFLOG group of the tap
+	TapPods      []netip.Prefix // what the tap is limited to; empty for everything
 
 	Window           time.Duration
 	UnansweredAfter  time.Duration
@@ -55,6 +59,7 @@ func DefaultOptions() Options {
 	return Options{
 		Cluster:          "default",
 		Conntrack:        true,
+		TapGroup:         4242,
 		Window:           10 * time.Second,
 		UnansweredAfter:  10 * time.Second,
 		MaxConnections:   1 << 20,
@@ -77,6 +82,9 @@ func (o *Options) Validate() error {
 	if len(o.NFLOG) == 0 && !o.Conntrack {
 		bad("nothing to read: give --nflog-group, or leave --conntrack on")
 	}
+	if o.Tap && !o.Conntrack {
+		bad("--tap needs --conntrack: an attempt was refused when conntrack never confirms it")
+	}
 	if o.Collector.Address == "" {
 		bad("--collector is empty: give host:port or unix:PATH")
 	}
@@ -97,9 +105,12 @@ func (o *Options) Validate() error {
 		bad("--trust-confirmed %q: want auto, yes or no", o.ConfirmedAllowed)
 	}
 	seen := make(map[uint16]bool)
+	if o.Tap {
+		seen[o.TapGroup] = true
+	}
 	for _, g := range o.NFLOG {
 		if seen[g.Number] {
-			bad("--nflog-group %d is given twice", g.Number)
+			bad("--nflog-group %d is given twice, or is the tap's: see --tap-group", g.Number)
 		}
 		seen[g.Number] = true
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -67,6 +68,9 @@ Examples:
   # a node whose network policies log refusals to NFLOG group 100 (kube-router, k3s)
   flowaudit-agent --collector collector:4245 --node-name "$(hostname)" --nflog-group 100
 
+  # any network plugin that enforces with netfilter, also one that logs nothing
+  flowaudit-agent --collector collector:4245 --tap --tap-pods 10.244.0.0/16
+
   # inside a pod, its identity from the downward API
   flowaudit-agent --collector collector:4245 --scope pod
 
@@ -91,6 +95,7 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 	fs.StringVar(&podLabels, "pod-labels", "", "`file` with the pod's labels, of a downward API volume (with --scope pod)")
 	fs.StringArrayVar(&groups, "nflog-group", nil, "NFLOG `group` to read and what its records mean: NUMBER=denied, allowed, or prefix where the log prefix tells; may be repeated")
 	fs.BoolVar(&o.Conntrack, "conntrack", o.Conntrack, "read connection tracking")
+	tapFlags(fs, &o)
 	fs.StringVar(&confirmed, "trust-confirmed", string(o.ConfirmedAllowed), "take a tracked connection to a local pod for an allowed one, also without a reply: yes where netfilter enforces, no elsewhere; auto says yes with --nflog-group")
 	fs.DurationVar(&o.Window, "window", o.Window, "how long repeats are merged into one flow")
 	fs.DurationVar(&o.UnansweredAfter, "unanswered-after", o.UnansweredAfter, "how long a connection may wait for its first reply")
@@ -136,6 +141,22 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 		}
 	}
 	return o, false, o.Validate()
+}
+
+// tapFlags are those of the tap.
+func tapFlags(fs *pflag.FlagSet, o *agent.Options) {
+	fs.BoolVar(&o.Tap, "tap", o.Tap, "log the first packet of each connection attempt by nftables rules of the agent's own (table inet flowaudit-tap): what conntrack never confirms was refused. Needs nothing of the network plugin, works where netfilter enforces, decides nothing, and goes with the agent")
+	fs.Uint16Var(&o.TapGroup, "tap-group", o.TapGroup, "NFLOG `group` of the tap, one that nobody else reads")
+	fs.Func("tap-pods", "limit the tap to these pod `addresses`, as prefixes, comma-separated; may be repeated", func(s string) error {
+		for _, text := range strings.Split(s, ",") {
+			p, err := netip.ParsePrefix(strings.TrimSpace(text))
+			if err != nil {
+				return fmt.Errorf("want prefixes such as 10.244.0.0/16 or fd00:10:244::/56: %w", err)
+			}
+			o.TapPods = append(o.TapPods, p.Masked())
+		}
+		return nil
+	})
 }
 
 func parseScope(s string) (flow.Scope, error) {
