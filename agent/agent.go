@@ -11,6 +11,7 @@ import (
 
 	"github.com/flowaudit/flowaudit/agent/conntrack"
 	"github.com/flowaudit/flowaudit/agent/nflog"
+	"github.com/flowaudit/flowaudit/agent/tap"
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
@@ -74,6 +75,7 @@ func (a *agent) prepare() (release func(), err error) {
 		Names: names, LocalNode: localNode, Unanswered: a.UnansweredAfter,
 		MaxConns: a.MaxConnections, MaxFlows: a.MaxFlows, PerConn: a.PerConnection,
 		Confirmed: a.confirmed(elsewhere(a.plugins)), Conntrack: a.Conntrack,
+		Witness: len(a.NFLOG) > 0 && a.Conntrack, Tap: a.Tap, TapPods: a.TapPods,
 	})
 	if err := a.restore(t); err != nil {
 		release()
@@ -82,7 +84,7 @@ func (a *agent) prepare() (release func(), err error) {
 	a.sources = newSources(a.openers(), a.inbox.lost, a.Log)
 	a.loop = newLoop(loopOptions{
 		Node: a.reporter(), Scope: a.Scope, Window: a.Window, StateDir: a.StateDir, Log: a.Log,
-		Status: a.status, Malformed: a.sources.malformedBySource,
+		Status: a.status, Malformed: a.sources.malformedBySource, Ask: a.ask,
 	}, t, a.inbox, a.queue.put)
 	return release, nil
 }
@@ -192,6 +194,9 @@ func (a *agent) openers() []opener {
 			return conntrackSource{s}, nil
 		}})
 	}
+	if a.Tap {
+		all = append(all, opener{"tap", a.openTap})
+	}
 	return append(all, a.pluginOpeners()...)
 }
 
@@ -202,6 +207,26 @@ func (s nflogSource) Malformed() uint64 { return s.Stats().Malformed }
 type conntrackSource struct{ *conntrack.Source }
 
 func (s conntrackSource) Malformed() uint64 { return s.Stats().Malformed }
+
+type tapSource struct{ *tap.Source }
+
+func (s tapSource) Malformed() uint64 { return s.Stats().Malformed }
+
+func (a *agent) openTap() (source, error) {
+	s, err := tap.Open(tap.Options{
+		Group: a.TapGroup, Pods: a.TapPods, Node: a.reporter(), Deliver: a.inbox.deliver, Lost: a.inbox.lost, Logger: a.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return tapSource{s}, nil
+}
+
+// ask asks the conntrack source that is open, if one is.
+func (a *agent) ask(questions []conntrack.Question) bool {
+	s, open := a.sources.get("conntrack").(conntrackSource)
+	return open && s.Ask(questions)
+}
 
 func (a *agent) status() flow.AgentStatus {
 	s := flow.AgentStatus{Version: a.Version, Started: a.started, Sources: a.sources.names(), Notes: a.notes, Limits: a.limits}

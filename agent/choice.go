@@ -33,12 +33,13 @@ const (
 	sourceFelix      = "felix"
 	sourceHubble     = "hubble"
 	sourceKernelLog  = "kernel-log"
+	sourceTap        = "tap"
 )
 
 // SourceNames lists the names that ParseChoice takes.
 func SourceNames() []string {
 	names := []string{
-		SourceAuto, sourceNFLOG + ":GROUP", sourceConntrack, sourceKubeRouter, sourceK3s, sourceCalico, sourceFelix, sourceHubble, sourceKernelLog,
+		SourceAuto, sourceNFLOG + ":GROUP", sourceConntrack, sourceKubeRouter, sourceK3s, sourceCalico, sourceFelix, sourceHubble, sourceKernelLog, sourceTap,
 	}
 	for name := range pluginLogs() {
 		names = append(names, name)
@@ -69,7 +70,7 @@ func ParseChoice(s string) (c Choice, err error) {
 		}
 	}
 	switch c.Name {
-	case SourceAuto, sourceConntrack, sourceKubeRouter, sourceK3s, sourceCalico:
+	case SourceAuto, sourceConntrack, sourceKubeRouter, sourceK3s, sourceCalico, sourceTap:
 		if c.Address != "" {
 			err = errors.New("it takes no address")
 		}
@@ -173,6 +174,8 @@ func (a *agent) choose(look func() host) (plugins []chosen) {
 		switch c.Name {
 		case sourceConntrack:
 			a.Conntrack = true
+		case sourceTap:
+			a.Tap = true
 		case sourceNFLOG:
 			if g, err := nflog.ParseGroup(c.Address); err == nil { // it was checked when it was given
 				a.addGroup(g)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -26,7 +27,10 @@ type Options struct {
 	Sources      []Choice // beside NFLOG and Conntrack
 	NFLOG        []nflog.Group
 	Conntrack    bool
-	DumpInterval time.Duration // 0 takes the source's default
+	DumpInterval time.Duration  // 0 takes the source's default
+	Tap          bool           // log attempts by rules of our own
+	TapGroup     uint16         // NFLOG group of the tap
+	TapPods      []netip.Prefix // what the tap is limited to; empty for everything
 
 	Window           time.Duration
 	UnansweredAfter  time.Duration
@@ -59,6 +63,7 @@ func DefaultOptions() Options {
 	return Options{
 		Cluster:          "default",
 		Conntrack:        true,
+		TapGroup:         4242,
 		Window:           10 * time.Second,
 		UnansweredAfter:  10 * time.Second,
 		MaxConnections:   1 << 20,
@@ -80,6 +85,9 @@ func (o *Options) Validate() error {
 	}
 	if len(o.Sources) == 0 && len(o.NFLOG) == 0 && !o.Conntrack {
 		bad("nothing to read: give --source or --nflog-group, or leave --conntrack on")
+	}
+	if o.Tap && !o.Conntrack {
+		bad("--tap needs --conntrack: an attempt was refused when conntrack never confirms it")
 	}
 	if o.Collector.Address == "" {
 		bad("--collector is empty: give host:port or unix:PATH")
@@ -118,9 +126,12 @@ func (o *Options) Validate() error {
 		}
 	}
 	seen := make(map[uint16]bool)
+	if o.Tap {
+		seen[o.TapGroup] = true
+	}
 	for _, g := range o.NFLOG {
 		if seen[g.Number] {
-			bad("--nflog-group %d is given twice", g.Number)
+			bad("--nflog-group %d is given twice, or is the tap's: see --tap-group", g.Number)
 		}
 		seen[g.Number] = true
 	}
@@ -137,7 +148,7 @@ func (o *Options) confirmed(elsewhere bool) bool {
 		return false
 	}
 	// What reaches a pod's own namespace has passed whatever enforces.
-	return o.Scope == flow.ScopePod || len(o.NFLOG) > 0 && !elsewhere
+	return o.Scope == flow.ScopePod || (len(o.NFLOG) > 0 || o.Tap) && !elsewhere
 }
 
 // reporter names who reports: pods of one node must not be taken for one.

@@ -83,10 +83,19 @@ func detect(h host) (found []chosen, notes []string) {
 	}
 	n, more := detectCalico(h)
 	found, notes = append(found, n...), append(notes, more...)
+	if chain, ok := h.chain(enforcers()...); ok && !elsewhere(found) {
+		add(sourceTap, chain+" refuses by netfilter, where attempts that conntrack never confirms show all of it")
+	}
 	if len(found) == 0 {
 		notes = append(notes, "auto found no network plugin that tells its refusals: name one by --source, see docs/sources.md")
 	}
 	return found, notes
+}
+
+// enforcers begin the names of tables and chains by which network plugins
+// refuse packets in netfilter.
+func enforcers() []string {
+	return []string{"KUBE-ROUTER-", "KUBE-POD-FW-", "kube-router-filter-", "cali-", "WEAVE-NPC", "ROMANA-", "kube-network-policies", "kindnet-network-policies"}
 }
 
 func detectCalico(h host) (found []chosen, notes []string) {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
@@ -21,10 +22,11 @@ type table struct {
 	refused  uint64                // connections that did not fit since the last window
 	stats    tableStats
 
-	allowances map[windowKey]*allowance
-	tracked    map[windowKey]struct{} // allowed pairs that conntrack counted in the last window
-	plugins    bool                   // a plugin has told of an allowance
-	hints      hints
+	allowances  map[windowKey]*allowance
+	tracked     map[windowKey]struct{} // allowed pairs that conntrack counted in the last window
+	plugins     bool                   // a plugin has told of an allowance
+	hints       hints
+	unconfirmed unconfirmed
 }
 
 type tableOptions struct {
@@ -32,15 +34,20 @@ type tableOptions struct {
 	LocalNode  string        // the node whose pods are local
 	Unanswered time.Duration // how long a connection may wait for a reply
 	MaxConns   int
-	MaxFlows   int  // open flows; beyond it the window closes early
-	PerConn    bool // one flow a connection
-	Confirmed  bool // a confirmed connection to a local pod has passed its policy
-	Conntrack  bool // conntrack is read, so logged allowances are not counted again
+	MaxFlows   int            // open flows; beyond it the window closes early
+	PerConn    bool           // one flow a connection
+	Confirmed  bool           // a confirmed connection to a local pod has passed its policy
+	Conntrack  bool           // conntrack is read, so logged allowances are not counted again
+	Witness    bool           // a network plugin's log is read
+	Tap        bool           // the tap is read
+	TapPods    []netip.Prefix // what it is limited to; empty for everything
 }
 
 type tableStats struct {
 	observations uint64
 	fragments    uint64
+	contradicted uint64 // logged refusals of what conntrack confirmed
+	untracked    uint64
 }
 
 // denialMemory is how long a denied key is remembered: its first denial is
@@ -62,6 +69,7 @@ func newTable(o tableOptions) *table {
 		allowances:   make(map[windowKey]*allowance),
 		tracked:      make(map[windowKey]struct{}),
 		hints:        make(hints),
+		unconfirmed:  newUnconfirmed(),
 	}
 }
 
@@ -83,6 +91,14 @@ func (t *table) observe(o *flow.Observation) {
 		t.dump++
 	case flow.EventDumpEnd:
 		t.dumpEnd(o.Time)
+	case flow.EventAttempt:
+		t.attempt(o)
+	case flow.EventUntracked:
+		t.untracked(o)
+	case flow.EventFound, flow.EventAbsent, flow.EventUnanswered:
+		t.answered(o)
+	case flow.EventLost:
+		t.unconfirmed.lost = max(t.unconfirmed.lost, o.Time)
 	}
 }
 
@@ -91,6 +107,9 @@ func (t *table) packet(o *flow.Observation) {
 	if o.Fragment {
 		// It names no ports; the first fragment was logged too.
 		t.stats.fragments++
+		return
+	}
+	if o.Verdict == flow.VerdictDenied && t.hold(o) {
 		return
 	}
 	k := windowKey{
@@ -182,6 +201,7 @@ func (t *table) connection(o *flow.Observation) {
 		c.sent, c.received, c.found = flow.Counters{}, flow.Counters{}, false
 	}
 	c.dump = t.dump
+	t.confirmed(&k, c, o.Time)
 	t.learn(&k, c, o)
 }
 
@@ -215,7 +235,10 @@ func (t *table) learn(k *connKey, c *conn, o *flow.Observation) {
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonReply, o.Time)
 	case replied && c.reason == flow.ReasonConfirmed:
 		f, _ := t.flowOf(k, c, flow.VerdictAllowed, o.Time)
-		f.Reason, c.reason = flow.ReasonReply, flow.ReasonReply
+		c.reason = flow.ReasonReply
+		if f.Reason != flow.ReasonContradicted {
+			f.Reason = flow.ReasonReply
+		}
 	case c.state == connPending && t.Confirmed && t.window.localPod(addr(c.dst), c.start):
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonConfirmed, o.Time)
 	}
@@ -227,7 +250,11 @@ func (t *table) count(k *connKey, c *conn, v flow.Verdict, r flow.Reason, at int
 	f, fresh := t.flowOf(k, c, v, at)
 	f.start = min(f.start, c.start)
 	f.Connections++
-	if fresh || f.Reason == flow.ReasonNone || r == flow.ReasonReply {
+	if c.contradicted {
+		r = flow.ReasonContradicted
+		f.Sources |= flow.SourceNFLOG
+	}
+	if fresh || f.Reason == flow.ReasonNone || r == flow.ReasonContradicted || r == flow.ReasonReply && f.Reason != flow.ReasonContradicted {
 		f.Reason = r
 	}
 	if f.SourcePort == 0 && k.protocol.HasPorts() {
@@ -303,6 +330,7 @@ func (t *table) destroyed(o *flow.Observation) {
 			return
 		}
 	}
+	t.confirmed(&k, c, o.Time)
 	t.learn(&k, c, o)
 	if c.state == connPending {
 		c.reason = flow.ReasonNoReply
@@ -312,5 +340,6 @@ func (t *table) destroyed(o *flow.Observation) {
 		t.unanswered(&k, c, c.start)
 		t.takeCounters(&k, c, o)
 	}
+	t.gone(&k, c, o.Time)
 	t.conns.remove(&k, c)
 }

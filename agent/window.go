@@ -133,6 +133,12 @@ func (w *window) localPod(a netip.Addr, at int64) bool {
 	return e != nil && e.Kind == flow.EndpointPod && e.Node == w.node
 }
 
+// pod reports whether addr belongs to a pod of any node.
+func (w *window) pod(a netip.Addr, at int64) bool {
+	e := w.names.Endpoint(a, time.Unix(0, at))
+	return e != nil && e.Kind == flow.EndpointPod
+}
+
 // take returns what the flow holds and leaves it empty, so that a later report
 // of the same window adds to it and repeats nothing.
 func (f *openFlow) take() flow.Flow {

@@ -107,6 +107,9 @@ func (d *decoder) decode(message []byte, o *flow.Observation) (seq uint32, hasSe
 // judge sets the verdict by the group's meaning.
 func (d *decoder) judge(text []byte, o *flow.Observation) {
 	switch d.group.Meaning {
+	case MeaningAttempt:
+		attempt(text, o)
+		return
 	case MeaningDenied:
 		o.Verdict = flow.VerdictDenied
 	case MeaningAllowed:
@@ -122,6 +125,21 @@ func (d *decoder) judge(text []byte, o *flow.Observation) {
 	o.Prefix, o.Told = known.text, known.told
 	if d.group.Meaning > MeaningAllowed || hint(known.text) {
 		o.Verdict = known.verdict
+	}
+}
+
+// attempt says what the tap's prefix does. It has no verdict yet.
+func attempt(text []byte, o *flow.Observation) {
+	o.Source, o.Event = flow.SourceTap, flow.EventAttempt
+	switch string(text) {
+	case AttemptInZone:
+		o.Zone = flow.ZoneNotDefault
+	case AttemptAfterNAT:
+		o.Status = flow.StatusDstNAT
+	case AttemptInZoneNAT:
+		o.Zone, o.Status = flow.ZoneNotDefault, flow.StatusDstNAT
+	case AttemptUntracked:
+		o.Event = flow.EventUntracked
 	}
 }
 

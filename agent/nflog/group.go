@@ -21,9 +21,20 @@ const (
 	// MeaningKubeRouter: no prefix is a refusal. k3s' policy controller also
 	// logs the name of each policy that did not match: a hint, no verdict.
 	MeaningKubeRouter
-	MeaningCalico // the prefix is Felix's
+	MeaningCalico  // the prefix is Felix's
+	MeaningAttempt // a packet of a connection that is not confirmed yet: our own tap's
 )
 
+// Prefixes of the tap's records. The empty one is a packet's first, before NAT,
+// in conntrack's zone 0.
+const (
+	AttemptInZone    = "zone"      // in another zone
+	AttemptAfterNAT  = "nat"       // its destination was translated
+	AttemptInZoneNAT = "zone nat"  // both
+	AttemptUntracked = "untracked" // it bypasses connection tracking
+)
+
+// meaningNames are those that a user can give.
 var meaningNames = [...]string{"denied", "allowed", "prefix", "kube-router", "calico"}
 
 // Group is an NFLOG group and what its records mean.
@@ -34,6 +45,9 @@ type Group struct {
 
 // String gives the form that ParseGroup reads.
 func (g Group) String() string {
+	if int(g.Meaning) >= len(meaningNames) {
+		return strconv.Itoa(int(g.Number))
+	}
 	return fmt.Sprintf("%d=%s", g.Number, meaningNames[g.Meaning])
 }
 

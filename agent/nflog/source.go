@@ -88,13 +88,21 @@ func Open(o Options) (*Source, error) {
 	return s, nil
 }
 
-// Name returns nflog: and the group's number.
-func (s *Source) Name() string { return fmt.Sprintf("nflog:%d", s.o.Group.Number) }
+// Name returns nflog: and the group's number, or tap for the tap's group.
+func (s *Source) Name() string {
+	if s.o.Group.Meaning == MeaningAttempt {
+		return "tap"
+	}
+	return fmt.Sprintf("nflog:%d", s.o.Group.Number)
+}
 
 // Stats may be called at any time.
 func (s *Source) Stats() Stats {
 	return Stats{Packets: s.packets.Load(), Malformed: s.malformed.Load(), Lost: s.lost.Load()}
 }
+
+// Close closes a source that is not run.
+func (s *Source) Close() error { return s.reader.Close() }
 
 // Run reads until ctx ends, and closes the source.
 func (s *Source) Run(ctx context.Context) error {

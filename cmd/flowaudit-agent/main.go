@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -74,6 +75,9 @@ Examples:
   flowaudit-agent --collector collector:4245 --source hubble
   flowaudit-agent --collector collector:4245 --source auto
 
+  # any network plugin that enforces with netfilter, also one that logs nothing
+  flowaudit-agent --collector collector:4245 --tap --tap-pods 10.244.0.0/16
+
   # inside a pod, its identity from the downward API
   flowaudit-agent --collector collector:4245 --scope pod
 
@@ -100,6 +104,7 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 		strings.Join(agent.SourceNames(), ", ")+". auto, the default without --nflog-group, takes what the node's network plugin offers. See docs/sources.md")
 	fs.StringArrayVar(&groups, "nflog-group", nil, "NFLOG `group` to read and what its records mean: NUMBER=denied, allowed, prefix where the log prefix tells, or kube-router or calico for theirs; may be repeated")
 	fs.BoolVar(&o.Conntrack, "conntrack", o.Conntrack, "read connection tracking")
+	tapFlags(fs, &o)
 	fs.StringVar(&confirmed, "trust-confirmed", string(o.ConfirmedAllowed), "take a tracked connection to a local pod for an allowed one, also without a reply: yes where netfilter enforces, no elsewhere; auto says yes with --nflog-group")
 	fs.DurationVar(&o.Window, "window", o.Window, "how long repeats are merged into one flow")
 	fs.DurationVar(&o.UnansweredAfter, "unanswered-after", o.UnansweredAfter, "how long a connection may wait for its first reply")
@@ -164,6 +169,22 @@ func parseSources(texts []string, told bool) (all []agent.Choice, err error) {
 		all = append(all, c)
 	}
 	return all, nil
+}
+
+// tapFlags are those of the tap.
+func tapFlags(fs *pflag.FlagSet, o *agent.Options) {
+	fs.BoolVar(&o.Tap, "tap", o.Tap, "log the first packet of each connection attempt by nftables rules of the agent's own (table inet flowaudit-tap): what conntrack never confirms was refused. Needs nothing of the network plugin, works where netfilter enforces, decides nothing, and goes with the agent")
+	fs.Uint16Var(&o.TapGroup, "tap-group", o.TapGroup, "NFLOG `group` of the tap, one that nobody else reads")
+	fs.Func("tap-pods", "limit the tap to these pod `addresses`, as prefixes, comma-separated; may be repeated", func(s string) error {
+		for _, text := range strings.Split(s, ",") {
+			p, err := netip.ParsePrefix(strings.TrimSpace(text))
+			if err != nil {
+				return fmt.Errorf("want prefixes such as 10.244.0.0/16 or fd00:10:244::/56: %w", err)
+			}
+			o.TapPods = append(o.TapPods, p.Masked())
+		}
+		return nil
+	})
 }
 
 func parseScope(s string) (flow.Scope, error) {

@@ -37,7 +37,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := agent.Options{
-		Node: "node-1", Cluster: "default", Version: "devel", Sources: []agent.Choice{{Name: "auto"}}, Conntrack: true, Window: 10 * time.Second, UnansweredAfter: 10 * time.Second,
+		Node: "node-1", Cluster: "default", Version: "devel", Sources: []agent.Choice{{Name: "auto"}}, Conntrack: true, TapGroup: 4242, Window: 10 * time.Second, UnansweredAfter: 10 * time.Second,
 		MaxConnections: 1 << 20, MaxFlows: 1 << 17, MaxQueue: 1 << 19, ConfirmedAllowed: agent.ConfirmedAuto,
 	}
 	want.Collector.Address = "127.0.0.1:4245"

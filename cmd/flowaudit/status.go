@@ -140,6 +140,9 @@ func writeStatus(w io.Writer, s *flowauditv1.StatusResponse, now time.Time) {
 		for _, l := range a.GetLimits() {
 			fmt.Fprintf(w, "  %s: %s\n", a.GetNode(), l)
 		}
+		if n := a.GetContradicted(); n > 0 {
+			fmt.Fprintf(w, "  %s: %d %s of the plugin's log are contradicted by conntrack: the packets passed\n", a.GetNode(), n, plural(n, "record"))
+		}
 	}
 }
 

@@ -1,0 +1,167 @@
+// Package nftable adds nftables tables that vanish with the program that added them.
+package nftable
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ownerFlag is NFT_TABLE_F_OWNER (linux/netfilter/nf_tables.h, since 5.12):
+// only the socket that added the table may change it, also by a flush of the
+// ruleset, and it goes with the socket, also when the process is killed.
+const ownerFlag = 1 << 1
+
+// Table is a table of the inet family that one socket holds.
+type Table struct {
+	name   string
+	fill   func(*nftables.Conn, *nftables.Table)
+	conn   *nftables.Conn
+	socket *netlink.Conn
+	owned  bool
+	rules  map[string]int // rules in each chain, as they were added
+}
+
+// Add adds a table to the network namespace of the calling thread, and what
+// fill puts into it. One of the same name that a program left on a kernel
+// before 5.12 is replaced; one that a running program owns is an error.
+func Add(name string, fill func(*nftables.Conn, *nftables.Table)) (*Table, error) {
+	t := &Table{name: name, fill: fill}
+	var err error
+	if t.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		t.socket = c
+		return nil
+	})); err != nil {
+		return nil, fmt.Errorf("open nftables socket: %w", err)
+	}
+	if err := t.Restore(); err != nil {
+		return nil, errors.Join(err, t.conn.CloseLasting())
+	}
+	return t, nil
+}
+
+func (t *Table) table() *nftables.Table {
+	return &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
+}
+
+// Restore adds the table anew, also where something is left of it.
+func (t *Table) Restore() error {
+	err := t.restore()
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("add table inet %s: %w: the agent needs CAP_NET_ADMIN in this network namespace, and one agent may run in it", t.name, err)
+	}
+	if err != nil {
+		return fmt.Errorf("add table inet %s: %w", t.name, err)
+	}
+	return nil
+}
+
+func (t *Table) restore() error {
+	table := t.table()
+	t.conn.DelTable(table)
+	if err := t.conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	err := t.addOwned()
+	t.owned = err == nil
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) { // before 5.12
+		t.conn.AddTable(table)
+	} else if err != nil {
+		return err
+	}
+	t.fill(t.conn, table)
+	if err := t.conn.Flush(); err != nil {
+		return err
+	}
+	t.rules, err = t.count()
+	return err
+}
+
+// Owned reports whether the kernel lets nobody else change the table, and
+// removes it with the process.
+func (t *Table) Owned() bool { return t.owned }
+
+// Intact reports whether every chain still has its rules.
+func (t *Table) Intact() (bool, error) {
+	now, err := t.count()
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("list table inet %s: %w", t.name, err)
+	}
+	for chain, n := range t.rules {
+		if now[chain] != n {
+			return false, nil
+		}
+	}
+	return len(t.rules) > 0, nil
+}
+
+// count asks for the table's rules. Another error than ENOENT is not told
+// apart by the library, which hides it behind text.
+func (t *Table) count() (map[string]int, error) {
+	chains, err := t.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, err
+	}
+	n := make(map[string]int)
+	for _, c := range chains {
+		if c.Table.Name != t.name {
+			continue
+		}
+		rules, err := t.conn.GetRules(c.Table, c)
+		if err != nil {
+			return nil, err
+		}
+		n[c.Name] = len(rules)
+	}
+	return n, nil
+}
+
+// Close removes the table.
+func (t *Table) Close() error {
+	t.conn.DelTable(t.table())
+	err := t.conn.Flush()
+	if errors.Is(err, unix.ENOENT) {
+		err = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("remove table inet %s: %w", t.name, err)
+	}
+	return errors.Join(err, t.conn.CloseLasting())
+}
+
+// addOwned adds a table that belongs to the socket. The library sends no table
+// flags, so the message is made here: a batch of one NFT_MSG_NEWTABLE.
+func (t *Table) addOwned() error {
+	attributes, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_TABLE_NAME, Data: append([]byte(t.name), 0)},
+		{Type: unix.NFTA_TABLE_FLAGS, Data: binary.BigEndian.AppendUint32(nil, ownerFlag)},
+	})
+	if err != nil {
+		return err
+	}
+	nfgenmsg := func(family uint8, resource uint16) []byte {
+		return binary.BigEndian.AppendUint16([]byte{family, unix.NFNETLINK_V0}, resource)
+	}
+	if _, err := t.socket.SendMessages([]netlink.Message{
+		{Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: netlink.Request}, Data: nfgenmsg(unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)},
+		{
+			Header: netlink.Header{
+				Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE,
+				Flags: netlink.Request | netlink.Acknowledge | netlink.Create,
+			},
+			Data: append(nfgenmsg(unix.NFPROTO_INET, 0), attributes...),
+		},
+		{Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: netlink.Request}, Data: nfgenmsg(unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)},
+	}); err != nil {
+		return err
+	}
+	_, err = t.socket.Receive()
+	return err
+}
