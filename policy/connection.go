@@ -58,3 +58,11 @@ func (e *End) namespace() string {
 	}
 	return e.Class.Namespace()
 }
+
+// kind is the kind that counts: a pod without a class is an unknown end.
+func (e *End) kind() flow.EndpointKind {
+	if e.Kind == flow.EndpointPod && e.Class == nil {
+		return flow.EndpointUnknown
+	}
+	return e.Kind
+}

@@ -2,16 +2,28 @@ package policy
 
 import (
 	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
 
 	networkingv1 "k8s.io/api/networking/v1"
-
-	"github.com/flowaudit/flowaudit/flow"
 )
 
 // Engine holds a cluster's policies in compiled form, and optionally its
 // namespaces and pods. Each change makes a new Snapshot and recompiles only
 // what it touches. All methods may be used concurrently.
-type Engine struct{}
+type Engine struct {
+	mu       sync.Mutex // held by the one who makes the next snapshot
+	snapshot atomic.Pointer[Snapshot]
+
+	// What the next snapshot is made with; guarded by mu.
+	groupNumbers map[string]uint32
+	scopeNumbers map[string]int // indexes of Snapshot.scopes
+	blockNumbers map[string]uint32
+	blocks       []*block
+	renumberAt   int // with more groups and blocks than this, number them anew
+}
 
 // Options are what an Engine begins with. The zero value is an empty cluster.
 type Options struct {
@@ -41,100 +53,104 @@ func New(o Options) (*Engine, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
-	return &Engine{}, nil
+	if o.Classes == nil {
+		o.Classes = NewClasses()
+	}
+	e := &Engine{groupNumbers: make(map[string]uint32), scopeNumbers: make(map[string]int), blockNumbers: make(map[string]uint32)}
+	e.renumberAt = unlimited
+	first := emptySnapshot(o.Classes)
+	first.shared = &shared{classes: o.Classes, cache: newCache(o.CacheEntries)}
+	e.snapshot.Store(first)
+	e.change(func(c *change) {
+		for _, p := range o.Policies {
+			c.setPolicy(p)
+		}
+		for name, labels := range o.Namespaces {
+			c.setNamespace(name, labels)
+		}
+		for i := range o.Pods {
+			c.setPod(o.Pods[i])
+		}
+		c.policies = true // the first revision, even if there are none
+	})
+	return e, nil
 }
 
-// Fork returns an engine that begins as this one is now, at the cost of a few
-// copied pointers. Changes to one do not show in the other.
-func (e *Engine) Fork() *Engine { return &Engine{} }
+func emptySnapshot(classes *Classes) *Snapshot {
+	return &Snapshot{
+		engine: &identity{}, slot: classes.engines.Add(1) % engineSlots,
+		policies: make(map[string]*namespacePolicies), own: make(map[string]*scope),
+		table: newBlockTable(nil, 1), inventory: make(map[string]*namespace),
+	}
+}
+
+// Fork returns an engine that begins as this one is now, without compiling
+// anything again. Changes to one do not show in the other.
+func (e *Engine) Fork() *Engine {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := *e.snapshot.Load()
+	now.engine = &identity{}
+	now.slot = now.shared.classes.engines.Add(1) % engineSlots
+	now.shared = &shared{classes: now.shared.classes, cache: newCache(now.shared.cache.limit)}
+	// Both append: neither may write behind the other's end.
+	now.groups = slices.Clip(now.groups)
+	f := &Engine{
+		groupNumbers: maps.Clone(e.groupNumbers), scopeNumbers: maps.Clone(e.scopeNumbers), blockNumbers: maps.Clone(e.blockNumbers),
+		blocks: slices.Clone(e.blocks), renumberAt: e.renumberAt,
+	}
+	f.snapshot.Store(&now)
+	return f
+}
 
 // Classes returns what makes this engine's classes.
-func (e *Engine) Classes() *Classes { return nil }
+func (e *Engine) Classes() *Classes { return e.snapshot.Load().shared.classes }
 
 // Snapshot returns the present state. It never changes, and costs nothing to ask for.
-func (e *Engine) Snapshot() *Snapshot { return &Snapshot{} }
+func (e *Engine) Snapshot() *Snapshot { return e.snapshot.Load() }
 
 // SetPolicy adds a policy or replaces the one of the same namespace and name.
 // It returns what of it could not be compiled; decisions which that could
 // influence are unknown. The policy must not be changed afterwards.
-func (e *Engine) SetPolicy(p *networkingv1.NetworkPolicy) []Problem { return nil }
+func (e *Engine) SetPolicy(p *networkingv1.NetworkPolicy) []Problem {
+	var problems []Problem
+	e.change(func(c *change) { problems = c.setPolicy(p) })
+	return problems
+}
 
 // DeletePolicy removes a policy, if it is there.
-func (e *Engine) DeletePolicy(namespace, name string) {}
+func (e *Engine) DeletePolicy(namespace, name string) {
+	e.change(func(c *change) { c.deletePolicy(namespace, name) })
+}
 
 // SetNamespace makes a namespace and its labels known; nil means no labels.
-func (e *Engine) SetNamespace(name string, labels map[string]string) {}
+func (e *Engine) SetNamespace(name string, labels map[string]string) {
+	e.change(func(c *change) { c.setNamespace(name, labels) })
+}
 
 // DeleteNamespace forgets a namespace: the labels of pods that are still in it
 // are no longer known. Its policies and pods stay until they are deleted.
-func (e *Engine) DeleteNamespace(name string) {}
+func (e *Engine) DeleteNamespace(name string) {
+	e.change(func(c *change) { c.deleteNamespace(name) })
+}
 
 // SetPod adds a pod or replaces the one of the same namespace and name. Its
 // NamespaceLabels are ignored: SetNamespace gives them.
-func (e *Engine) SetPod(p Pod) {}
+func (e *Engine) SetPod(p Pod) {
+	e.change(func(c *change) { c.setPod(p) })
+}
 
 // DeletePod removes a pod, if it is there.
-func (e *Engine) DeletePod(namespace, name string) {}
-
-// Snapshot is a cluster's policies, namespaces and pods at one revision. It is
-// never changed and may be used concurrently.
-type Snapshot struct{}
-
-// Revision counts the changes of policies since the engine was made. It does
-// not count those of pods and namespaces: a Connection brings its own.
-func (s *Snapshot) Revision() uint64 { return 0 }
-
-// Decide says what the policies say about a connection.
-func (s *Snapshot) Decide(c *Connection) Decision { return Decision{} }
-
-// Explain says it for people, with the nearest miss of each side that denies.
-func (s *Snapshot) Explain(c *Connection) *Explanation { return &Explanation{} }
-
-// Reach says which ports of a destination a source may connect to: for TCP,
-// UDP and SCTP all ranges of ports from 1 to 65535, in order, with the verdict
-// that Decide gives to each port in them. Neighbours differ in their verdict.
-func (s *Snapshot) Reach(src, dst *End) []PortRange { return nil }
-
-// PortRange is a range of ports with one verdict.
-type PortRange struct {
-	Protocol    flow.Protocol
-	First, Last uint16
-	Verdict     flow.Verdict
+func (e *Engine) DeletePod(namespace, name string) {
+	e.change(func(c *change) { c.deletePod(namespace, name) })
 }
 
-// Policies lists the policies, sorted by namespace and name.
-func (s *Snapshot) Policies() []*networkingv1.NetworkPolicy { return nil }
-
-// Problems lists what could not be compiled, sorted by policy and field.
-func (s *Snapshot) Problems() []Problem { return nil }
-
-// Isolating names the policies that isolate the pods of a class for a
-// direction, and those of which it is not known whether they do.
-func (s *Snapshot) Isolating(c *Class, d flow.Direction) []flow.PolicyRef { return nil }
-
-// Namespaces returns the labels of the known namespaces, without those the
-// control plane adds. It must not be changed.
-func (s *Snapshot) Namespaces() map[string]map[string]string { return nil }
-
-// Pods lists the known pods, sorted by namespace and name, each with its class
-// and its namespace's labels.
-func (s *Snapshot) Pods() []RegisteredPod { return nil }
-
-// Pod finds a pod by name.
-func (s *Snapshot) Pod(namespace, name string) (RegisteredPod, bool) { return RegisteredPod{}, false }
-
-// RegisteredPod is a pod of a Snapshot, ready to be an end.
-type RegisteredPod struct {
-	Pod
-	// Class is nil if the pod uses the host's network.
-	Class *Class
-}
-
-// End returns the pod as an end of a connection; see Classes.End.
-func (p *RegisteredPod) End() End { return End{} }
-
-// Connect describes a connection between two ends with several addresses: it
-// gives both the first pair of the same IP version.
-func Connect(src, dst *RegisteredPod, protocol flow.Protocol, port uint16) Connection {
-	return Connection{}
+// change makes the next snapshot and puts it in the place of the present one.
+func (e *Engine) change(do func(*change)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c := e.begin()
+	do(c)
+	c.finish()
+	e.snapshot.Store(c.next)
 }
