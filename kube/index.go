@@ -131,6 +131,8 @@ func (x *Index) pace(addr netip.Addr, e *flow.Endpoint, firm bool) time.Duration
 		return settling
 	case e.Kind == flow.EndpointPod || e.Kind == flow.EndpointAmbiguous || x.networks.contain(addr):
 		return late
+	case e == outside && addr.IsPrivate():
+		return settling // the first pod of a network that nobody told of may be there
 	}
 	return 0
 }

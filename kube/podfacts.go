@@ -224,10 +224,12 @@ func (m moment) fade(c claim, l *podLife) claim {
 		c.doubt = min(l.asked-m.slack, m.now)
 	}
 	if l.ended {
-		if l.stopped != 0 {
-			c.doubt = max(min(c.doubt, m.now), min(l.stopped-m.slack, m.now))
+		switch {
+		case l.stopped != 0:
+			c.doubt = min(l.stopped-m.slack, m.now)
+		case l.asked == 0:
+			c.doubt = m.now - m.slack - int64(lag)
 		}
-		c.doubt = min(c.doubt, m.now)
 		c.to, c.gone = m.now+m.slack, m.now+m.slack
 	}
 	c.doubt = max(c.doubt, c.sure)

@@ -312,6 +312,7 @@ func TestChangesAreTold(t *testing.T) {
 			t.Errorf("a policy that went: %+v", c)
 		}
 		api.put("namespaces", newNamespace("shop", map[string]string{"env": "test"}))
+		synctest.Wait()
 		api.put("pods", ready(newPod("shop", "web"), "10.0.0.1", time.Now()))
 		if c := take(); len(c) != 2 || c[0].Kind != flow.ChangeNamespace || string(c[0].Object) != `{"env":"test"}` || c[1].Kind != flow.ChangeIdentity {
 			t.Fatalf("a namespace and a pod: %+v", c)

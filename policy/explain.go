@@ -103,17 +103,16 @@ func reasonText(side *Side, direction int, subject, peer *End, c *Connection) st
 	case ReasonOwnNode:
 		return "a pod and the node that runs it always reach each other"
 	case ReasonRule:
-		return "allowed by " + list(side.Allowed)
+		return list(side.Allowed) + " allows it"
 	case ReasonNoRule:
 		return by + ", and no rule allows it"
 	case ReasonProtocol:
 		return fmt.Sprintf("%s, and NetworkPolicy speaks of tcp, udp and sctp only: what becomes of %s is up to the network solution", by, c.Protocol)
 	case ReasonEnd:
-		unknown := subject
 		if len(side.By) > 0 {
-			unknown = peer
+			return by + ": " + peer.doubt()
 		}
-		return fmt.Sprintf("it is not known what %s is (%s)", unknown, unknown.kind())
+		return subject.doubt()
 	case ReasonInvalid:
 		return by + ", and what an invalid policy would do is not known"
 	case ReasonPort:
@@ -126,6 +125,17 @@ func reasonText(side *Side, direction int, subject, peer *End, c *Connection) st
 		return by + ", and no rule allows it; it is not known whether the ends are one pod, or a pod and its own node"
 	}
 	return ""
+}
+
+// doubt says what is not known of an end.
+func (e *End) doubt() string {
+	switch e.kind() {
+	case flow.EndpointService:
+		return fmt.Sprintf("which pod stands behind %s, the address of a Service, is not known", e)
+	case flow.EndpointAmbiguous:
+		return fmt.Sprintf("which of several pods %s is, is not known", e)
+	}
+	return fmt.Sprintf("what %s is, is not known", e)
 }
 
 // list names policies and rules in one line.
@@ -150,6 +160,8 @@ func (e *End) String() string {
 		return e.namespace() + "/" + e.Pod
 	case e.kind() == flow.EndpointPod:
 		return "a pod of " + e.namespace()
+	case e.Kind == flow.EndpointAPIServer && e.Addr.IsValid():
+		return "API server " + e.Addr.Unmap().String()
 	case e.kind() == flow.EndpointNode && e.Node != "":
 		return "node " + e.Node
 	case e.kind() == flow.EndpointNode && e.Addr.IsValid():

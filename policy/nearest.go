@@ -26,15 +26,22 @@ type miss struct {
 	ports  []Failure
 	peers  []Failure
 	hint   *selector // of the peer that came closest, if it selects pods
-	cost   int
+	// open says that the rule is for so many that one port more in it would
+	// open that port to all of them.
+	open bool
+	cost int
 }
 
-// Costs of what fails. One thing costs one, unless no label could mend it.
+// Costs of what fails. One thing costs one, unless no label or port could mend
+// it, or the rest of the rule matches only because it matches nearly everything:
+// a rule for DNS to anywhere is not close to a connection to a database.
 const (
 	costOne      = 1
+	costOpenPort = 2  // a port, and the rule is for all pods of namespaces
+	costAnyPort  = 4  // a port, and the rule is for everyone
 	costBlock    = 3  // a pod outside of a block: its address is not its own choice
 	costNotAPod  = 10 // a selector, and the end is no pod
-	costRedirect = 20 // an item that cannot be understood
+	costInvalid  = 20 // an item that cannot be understood
 )
 
 func (m *miss) failures() []Failure { return slices.Concat(m.peers, m.ports) }
@@ -73,16 +80,48 @@ func (a *attempt) question() *question {
 func (a *attempt) miss(p *compiled, r *rule, index int) *miss {
 	m := &miss{policy: p, rule: r, index: index}
 	q := a.question()
-	if r.matchPorts(q).is != yes {
-		m.ports = []Failure{a.portFailure(r)}
-		m.cost = costOne
+	peers := r.matchPeers(q).is == yes
+	if !peers {
+		m.peers, m.hint, m.cost = a.peerFailures(r)
 	}
-	if r.matchPeers(q).is != yes {
-		cost := 0
-		m.peers, m.hint, cost = a.peerFailures(r)
-		m.cost += cost
+	if r.matchPorts(q).is == yes {
+		return m
+	}
+	m.ports = []Failure{a.portFailure(r)}
+	m.open = peers && !a.specific(r, q)
+	switch {
+	case !m.open:
+		m.cost += costOne
+	case r.everyone || r.everyAddress:
+		m.cost += costAnyPort
+	default:
+		m.cost += costOpenPort
 	}
 	return m
+}
+
+// specific reports whether a peer that matches says more than "all".
+func (a *attempt) specific(r *rule, q *question) bool {
+	groups, blocks := 0, 0 // indexes into r.groups and r.blocks
+	for i := range r.peers {
+		switch p := &r.peers[i]; {
+		case p.group != nil:
+			n := len(p.group.pods.requirements)
+			if p.group.namespaces != nil {
+				n += len(p.group.namespaces.requirements)
+			}
+			if n > 0 && q.class != nil && q.class.members.of(r.groups[groups]).is == yes {
+				return true
+			}
+			groups++
+		case p.block != nil:
+			if p.block.cidr.Bits() > 0 && q.place != placeUnknown && q.table.blocks[r.blocks[blocks]].holds(q.place) {
+				return true
+			}
+			blocks++
+		}
+	}
+	return false
 }
 
 func (a *attempt) portFailure(r *rule) Failure {
@@ -173,15 +212,17 @@ func (a *attempt) peerFailures(r *rule) (fails []Failure, hint *selector, cost i
 func (a *attempt) peerFailure(p *peer) ([]Failure, int) {
 	switch {
 	case p.group == nil && p.block == nil:
-		return []Failure{{p.field, "the item is not valid"}}, costRedirect
+		return []Failure{{p.field, "the item is not valid"}}, costInvalid
 	case p.block != nil:
 		cost := costOne
 		if a.peer.kind() == flow.EndpointPod {
 			cost = costBlock
 		}
 		return []Failure{{p.field + ".ipBlock", a.blockFailure(p.block)}}, cost
+	case a.peer.kind() == flow.EndpointNode || a.peer.kind() == flow.EndpointOutside:
+		return []Failure{{p.field, fmt.Sprintf("%s is no pod, and the item selects pods", a.peer)}}, costNotAPod
 	case a.peer.kind() != flow.EndpointPod:
-		return []Failure{{p.field, fmt.Sprintf("%s is no pod (%s), and the item selects pods", a.peer, a.peer.kind())}}, costNotAPod
+		return []Failure{{p.field, "the item selects pods, and " + a.peer.doubt()}}, costNotAPod
 	}
 	fails := a.groupFailures(p)
 	return fails, costOne * len(fails)

@@ -37,10 +37,10 @@ type Operation struct {
 
 var peersNames = [2]string{"to", "from"}
 
-// patch finds the smallest change: one port or one peer more in the nearest
-// rule if only one of them fails, else one rule more.
+// patch finds the smallest change, the one that opens least: one port or one
+// peer more in the nearest rule if only one of them fails, else one rule more.
 func (a *attempt) patch(policies *selection, nearest *miss) *Patch {
-	if nearest != nil && nearest.peers == nil {
+	if nearest != nil && nearest.peers == nil && !nearest.open {
 		path := fmt.Sprintf("/spec/%s/%d/ports/-", directionNames[a.direction], nearest.index)
 		return addition(nearest.policy, a.direction, path, a.addedPort())
 	}
@@ -125,7 +125,11 @@ func (a *attempt) egressRule(peer networkingv1.NetworkPolicyPeer) networkingv1.N
 func (a *attempt) newPolicy(peer networkingv1.NetworkPolicyPeer) *Patch {
 	p := &networkingv1.NetworkPolicy{TypeMeta: metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"}}
 	p.Namespace = a.subject.namespace()
-	p.Name = a.freeName(fmt.Sprintf("allow-%s-%s-%d", directionNames[a.direction], a.connection.Protocol, a.connection.Port))
+	name := fmt.Sprintf("allow-%s-%s", directionNames[a.direction], a.connection.Protocol)
+	if a.connection.Port != 0 {
+		name += fmt.Sprintf("-%d", a.connection.Port)
+	}
+	p.Name = a.freeName(name)
 	p.Spec.PodSelector = metav1.LabelSelector{MatchLabels: stableLabels(a.subject.Class)}
 	if a.direction == egress {
 		p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}

@@ -2,7 +2,6 @@ package policy_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -55,6 +54,25 @@ func TestPatchAllowsTheConnection(t *testing.T) {
 	}
 	if patched < 1000 || fresh < 50 || withoutPatch < 10 {
 		t.Errorf("%d patches, %d of them new policies, %d denials without: the generator does not reach all of them", patched, fresh, withoutPatch)
+	}
+}
+
+func TestNewPolicyTakesAFreeName(t *testing.T) {
+	e := shop(t, decode(t, `
+metadata: {name: deny}
+spec: {}
+---
+metadata: {name: allow-ingress-tcp-80}
+spec: {podSelector: {}}
+---
+metadata: {name: allow-ingress-tcp-80-2}
+spec: {podSelector: {}}`)...)
+	s := e.Snapshot()
+	for port, want := range map[string]string{"80": "allow-ingress-tcp-80-3", "81": "allow-ingress-tcp-81", "0": "allow-ingress-tcp"} {
+		x := s.Explain(parseConnection(t, s, "data/db > shop/web tcp "+port))
+		if p := x.Ingress.Patch; p == nil || p.Policy.Name != want || !strings.Contains(p.YAML, "name: "+want+"\n") {
+			t.Errorf("port %s: %+v, want a policy named %s", port, p, want)
+		}
 	}
 }
 
@@ -149,7 +167,7 @@ func add(t *testing.T, tree any, path []string, value any) any {
 		}
 		i, err := strconv.Atoi(path[0])
 		if err != nil || i >= len(node) || len(path) == 1 {
-			t.Fatal(fmt.Sprintf("path %v leads nowhere in %v", path, node))
+			t.Fatalf("path %v leads nowhere in %v", path, node)
 		}
 		node[i] = add(t, node[i], path[1:], value)
 		return node

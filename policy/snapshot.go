@@ -13,8 +13,8 @@ import (
 // Snapshot is a cluster's policies, namespaces and pods at one revision. It is
 // never changed and may be used concurrently.
 //
-// An Engine is fastest at its latest snapshot. Who asks an old one for long
-// should fork the engine instead of going back and forth.
+// A class remembers what the latest few revisions meant to it. Who asks about
+// many at a time should fork the engine for each.
 type Snapshot struct {
 	engine   *identity
 	slot     uint32 // of the engine, in classes
