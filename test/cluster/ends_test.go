@@ -16,7 +16,7 @@ import (
 const ends = `apiVersion: v1
 kind: Pod
 metadata: {name: server, namespace: ends, labels: {name: server}}
-spec: {nodeName: node2, containers: [{name: server, image: "test/server:1", ports: [{containerPort: 8080}, {containerPort: 8081}]}]}
+spec: {nodeName: node2, containers: [{name: server, image: "test/server:1", ports: [{containerPort: 8080}, {containerPort: 8081}, {containerPort: 8082}]}]}
 ---
 apiVersion: v1
 kind: Service
@@ -70,12 +70,13 @@ func TestOtherEnds(t *testing.T) {
 	talk(outside, ledger.End{Addr: outsideAddr, Pod: "outside"}, nodePort, ledger.Deed{Port: 8080, Service: "ends/server"})
 	// A Job's pod, and the pod that has its address when it has completed.
 	talk(job, ledger.End{Addr: job.IPv4, Pod: job.Key.String(), Workload: "CronJob/nightly", Node: "node1"}, direct, ledger.Deed{Port: 8081})
+	time.Sleep(1100 * time.Millisecond) // the API's times have whole seconds: within one, nobody could tell
 	must(t, lab.Complete(t.Context(), job))
 	heir := barePod(t, "ends", "heir", "node1")
 	if heir.IPv4 != job.IPv4 {
 		t.Fatalf("the heir has %s, want the Job's %s", heir.IPv4, job.IPv4)
 	}
-	talk(heir, ledger.End{Addr: heir.IPv4, Pod: "ends/heir", Workload: "Pod/heir", Node: "node1"}, direct, ledger.Deed{Port: 8081})
+	talk(heir, ledger.End{Addr: heir.IPv4, Pod: "ends/heir", Workload: "Pod/heir", Node: "node1"}, netip.AddrPortFrom(server.IPv4, 8082).String(), ledger.Deed{Port: 8082})
 	// The API server, which is no pod and no node.
 	deeds = append(deeds, askAPI(t, heir))
 
