@@ -16,7 +16,7 @@ const tableName = "flowaudit"
 // the process; one that an agent left on a kernel before 5.12 is replaced.
 // release removes it.
 func Activate() (release func() error, err error) {
-	t, err := nftable.Add(tableName, func(conn *nftables.Conn, table *nftables.Table) {
+	t, err := nftable.Add(nftable.Options{Name: tableName, Fill: func(conn *nftables.Conn, table *nftables.Table, _ bool) {
 		for name, hook := range map[string]*nftables.ChainHook{"prerouting": nftables.ChainHookPrerouting, "output": nftables.ChainHookOutput} {
 			chain := conn.AddChain(&nftables.Chain{
 				Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityMangle,
@@ -24,7 +24,7 @@ func Activate() (release func() error, err error) {
 			// A rule that loads the state is enough: loading it needs tracking.
 			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{&expr.Ct{Register: 1, Key: expr.CtKeySTATE}}})
 		}
-	})
+	}})
 	if err != nil {
 		return nil, err
 	}

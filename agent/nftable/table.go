@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -16,21 +17,32 @@ import (
 // ruleset, and it goes with the socket, also when the process is killed.
 const ownerFlag = 1 << 1
 
-// Table is a table of the inet family that one socket holds.
-type Table struct {
-	name   string
-	fill   func(*nftables.Conn, *nftables.Table)
-	conn   *nftables.Conn
-	socket *netlink.Conn
-	owned  bool
-	rules  map[string]int // rules in each chain, as they were added
+// Options describe a table.
+type Options struct {
+	Name string
+	// Fill puts chains and rules into the table. owned says that the kernel
+	// removes the table with the process.
+	Fill func(conn *nftables.Conn, table *nftables.Table, owned bool)
+	// Shared leaves the table without an owner, as a kernel before 5.12 does.
+	Shared bool
 }
 
-// Add adds a table to the network namespace of the calling thread, and what
-// fill puts into it. One of the same name that a program left on a kernel
-// before 5.12 is replaced; one that a running program owns is an error.
-func Add(name string, fill func(*nftables.Conn, *nftables.Table)) (*Table, error) {
-	t := &Table{name: name, fill: fill}
+// Table is a table of the inet family that one socket holds.
+type Table struct {
+	o      Options
+	socket *netlink.Conn
+
+	mu    sync.Mutex // a request and its answer belong together
+	conn  *nftables.Conn
+	owned bool
+	rules map[string]int // rules in each chain, as they were added
+}
+
+// Add adds a table to the network namespace of the calling thread. One of the
+// same name that a program left on a kernel before 5.12 is replaced; one that a
+// running program owns is an error.
+func Add(o Options) (*Table, error) {
+	t := &Table{o: o}
 	var err error
 	if t.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
 		t.socket = c
@@ -45,17 +57,19 @@ func Add(name string, fill func(*nftables.Conn, *nftables.Table)) (*Table, error
 }
 
 func (t *Table) table() *nftables.Table {
-	return &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
+	return &nftables.Table{Name: t.o.Name, Family: nftables.TableFamilyINet}
 }
 
 // Restore adds the table anew, also where something is left of it.
 func (t *Table) Restore() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	err := t.restore()
 	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("add table inet %s: %w: the agent needs CAP_NET_ADMIN in this network namespace, and one agent may run in it", t.name, err)
+		return fmt.Errorf("add table inet %s: %w: the agent needs CAP_NET_ADMIN in this network namespace, and one agent may run in it", t.o.Name, err)
 	}
 	if err != nil {
-		return fmt.Errorf("add table inet %s: %w", t.name, err)
+		return fmt.Errorf("add table inet %s: %w", t.o.Name, err)
 	}
 	return nil
 }
@@ -66,14 +80,19 @@ func (t *Table) restore() error {
 	if err := t.conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}
-	err := t.addOwned()
-	t.owned = err == nil
+	var err error
+	if t.owned = !t.o.Shared; t.owned {
+		err = t.addOwned()
+	}
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) { // before 5.12
-		t.conn.AddTable(table)
+		t.owned = false
 	} else if err != nil {
 		return err
 	}
-	t.fill(t.conn, table)
+	if !t.owned {
+		t.conn.AddTable(table)
+	}
+	t.o.Fill(t.conn, table, t.owned)
 	if err := t.conn.Flush(); err != nil {
 		return err
 	}
@@ -83,16 +102,30 @@ func (t *Table) restore() error {
 
 // Owned reports whether the kernel lets nobody else change the table, and
 // removes it with the process.
-func (t *Table) Owned() bool { return t.owned }
+func (t *Table) Owned() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.owned
+}
+
+// Change makes changes of the table, all or none.
+func (t *Table) Change(change func(*nftables.Conn, *nftables.Table)) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	change(t.conn, t.table())
+	if err := t.conn.Flush(); err != nil {
+		return fmt.Errorf("change table inet %s: %w", t.o.Name, err)
+	}
+	return nil
+}
 
 // Intact reports whether every chain still has its rules.
 func (t *Table) Intact() (bool, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	now, err := t.count()
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
-	}
 	if err != nil {
-		return false, fmt.Errorf("list table inet %s: %w", t.name, err)
+		return false, fmt.Errorf("list table inet %s: %w", t.o.Name, err)
 	}
 	for chain, n := range t.rules {
 		if now[chain] != n {
@@ -102,8 +135,7 @@ func (t *Table) Intact() (bool, error) {
 	return len(t.rules) > 0, nil
 }
 
-// count asks for the table's rules. Another error than ENOENT is not told
-// apart by the library, which hides it behind text.
+// count asks for the number of rules in each of the table's chains.
 func (t *Table) count() (map[string]int, error) {
 	chains, err := t.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
@@ -111,7 +143,7 @@ func (t *Table) count() (map[string]int, error) {
 	}
 	n := make(map[string]int)
 	for _, c := range chains {
-		if c.Table.Name != t.name {
+		if c.Table.Name != t.o.Name {
 			continue
 		}
 		rules, err := t.conn.GetRules(c.Table, c)
@@ -125,13 +157,15 @@ func (t *Table) count() (map[string]int, error) {
 
 // Close removes the table.
 func (t *Table) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.conn.DelTable(t.table())
 	err := t.conn.Flush()
 	if errors.Is(err, unix.ENOENT) {
 		err = nil
 	}
 	if err != nil {
-		err = fmt.Errorf("remove table inet %s: %w", t.name, err)
+		err = fmt.Errorf("remove table inet %s: %w", t.o.Name, err)
 	}
 	return errors.Join(err, t.conn.CloseLasting())
 }
@@ -140,7 +174,7 @@ func (t *Table) Close() error {
 // flags, so the message is made here: a batch of one NFT_MSG_NEWTABLE.
 func (t *Table) addOwned() error {
 	attributes, err := netlink.MarshalAttributes([]netlink.Attribute{
-		{Type: unix.NFTA_TABLE_NAME, Data: append([]byte(t.name), 0)},
+		{Type: unix.NFTA_TABLE_NAME, Data: append([]byte(t.o.Name), 0)},
 		{Type: unix.NFTA_TABLE_FLAGS, Data: binary.BigEndian.AppendUint32(nil, ownerFlag)},
 	})
 	if err != nil {

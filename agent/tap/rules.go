@@ -2,6 +2,7 @@ package tap
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -58,17 +59,27 @@ var (
 //	        ct state new ct status & (confirmed | dnat) == dnat goto translated
 //	}
 //
+// Where the kernel does not remove the table with the process, those three begin
+// with "meta nfproto != @lease return": the process renews the lease, and
+// without it nothing is logged.
+//
 // With pods, the first three chains go on only with packets from or to them.
 // No rule decides anything. What never could be forwarded (a multicast, a
 // packet at the end of its life) is no attempt that was refused; within the
 // loopback there is no policy, and its connections are not read either.
-func rules(group uint16, pods []netip.Prefix) func(*nftables.Conn, *nftables.Table) {
-	return func(conn *nftables.Conn, table *nftables.Table) {
+func rules(group uint16, pods []netip.Prefix) func(*nftables.Conn, *nftables.Table, bool) {
+	return func(conn *nftables.Conn, table *nftables.Table, owned bool) {
 		r := ruleset{conn, table}
 		r.records(group)
-		r.chain("attempt", nil, nil, perPod(pods, "record")...)
-		r.chain("translated", nil, nil, perPod(pods, "record-nat")...)
-		r.chain("untracked", nil, nil, append([][]expr.Any{concat(protocolIs(unix.IPPROTO_ICMPV6), verdict(expr.VerdictReturn, ""))}, perPod(pods, "some")...)...)
+		var first [][]expr.Any
+		if !owned {
+			addLease(conn, table)
+			first = append(first, unleased())
+		}
+		r.chain("attempt", nil, nil, slices.Concat(first, perPod(pods, "record"))...)
+		r.chain("translated", nil, nil, slices.Concat(first, perPod(pods, "record-nat"))...)
+		noNeighbours := concat(protocolIs(unix.IPPROTO_ICMPV6), verdict(expr.VerdictReturn, ""))
+		r.chain("untracked", nil, nil, slices.Concat(first, [][]expr.Any{noNeighbours}, perPod(pods, "some"))...)
 		r.chain("prerouting", nftables.ChainHookPrerouting, beforePolicy,
 			concat(state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictReturn, "")),
 			[]expr.Any{&expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: register}, compare(expr.CmpOpNeq, []byte{unix.PACKET_HOST}), ret()},
@@ -141,12 +152,7 @@ func perPod(pods []netip.Prefix, chain string) (all [][]expr.Any) {
 	return all
 }
 
-func concat(parts ...[]expr.Any) (all []expr.Any) {
-	for _, p := range parts {
-		all = append(all, p...)
-	}
-	return all
-}
+func concat(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
 
 func ret() expr.Any { return &expr.Verdict{Kind: expr.VerdictReturn} }
 

@@ -30,7 +30,10 @@ type Options struct {
 	Lost    func(flow.Gap)
 	// ReceiveBuffer of the records' socket in bytes; 0 takes nflog's.
 	ReceiveBuffer int
-	Logger        *slog.Logger
+	// Shared leaves the table open to other programs' changes, as a kernel
+	// before 5.12 does.
+	Shared bool
+	Logger *slog.Logger
 }
 
 // tableName is the nftables table of the tap.
@@ -61,7 +64,7 @@ func Open(o Options) (*Source, error) {
 	if s.changes, err = watch(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open tap: %w", err), records.Close())
 	}
-	if s.table, err = nftable.Add(tableName, rules(o.Group, o.Pods)); err != nil {
+	if s.table, err = nftable.Add(nftable.Options{Name: tableName, Fill: rules(o.Group, o.Pods), Shared: o.Shared}); err != nil {
 		return nil, errors.Join(fmt.Errorf("open tap: %w", err), records.Close(), s.changes.Close())
 	}
 	return s, nil
@@ -71,6 +74,7 @@ func Open(o Options) (*Source, error) {
 func (s *Source) Run(ctx context.Context) error {
 	group, running := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.keep(running) })
+	group.Go(func() error { return s.renew(running) })
 	group.Go(func() error { return s.Source.Run(running) })
 	return errors.Join(group.Wait(), s.table.Close())
 }
