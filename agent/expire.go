@@ -26,7 +26,7 @@ func (t *table) foundAtStart(k *connKey, o *flow.Observation) {
 	if c == nil {
 		return
 	}
-	if _, ok := t.known[*k]; !ok && o.Counted {
+	if _, ok := t.known[*k]; !ok {
 		c.sent, c.received, c.found = o.Sent, o.Received, true
 	}
 }

@@ -174,7 +174,7 @@ func (l *loop) stop() {
 	}
 	l.table.settle(now.UnixNano(), true)
 	flows = append(flows, l.table.window.close()...)
-	flows = append(append(l.naming.take(flows, now), l.naming.rest()...), l.inbox.takeFlows()...)
+	flows = append(append(l.naming.take(flows, now), l.naming.rest(now)...), l.inbox.takeFlows()...)
 	l.send(flows, now, l.windowGaps(now))
 }
 

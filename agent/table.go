@@ -266,7 +266,8 @@ func (t *table) flowOf(k *connKey, c *conn, v flow.Verdict, at int64) (f *openFl
 	if t.PerConn {
 		wk.srcPort = k.srcPort
 	}
-	f, fresh = t.window.flow(&wk, at, c.start)
+	f, fresh = t.window.flow(&wk, at, c.began())
+	f.to = max(f.to, c.start)
 	if fresh {
 		f.Reason = c.reason
 	}
