@@ -75,7 +75,7 @@ func (a *agent) prepare() (release func(), err error) {
 		Names: names, LocalNode: localNode, Unanswered: a.UnansweredAfter,
 		MaxConns: a.MaxConnections, MaxFlows: a.MaxFlows, PerConn: a.PerConnection,
 		Confirmed: a.confirmed(elsewhere(a.plugins)), Conntrack: a.Conntrack,
-		Witness: len(a.NFLOG) > 0 && a.Conntrack, Tap: a.Tap, TapPods: a.TapPods,
+		Witness: a.witness(), Tap: a.Tap, TapPods: a.TapPods,
 	})
 	if err := a.restore(t); err != nil {
 		release()

@@ -233,3 +233,10 @@ func socketOf(c Choice) string {
 
 // single reports whether there is one source of a name on a node.
 func single(name string) bool { return name == sourceFelix || name == sourceHubble }
+
+// witness reports whether rules of netfilter log refusals, and conntrack can
+// contradict them.
+func (a *agent) witness() bool {
+	kernelLog := slices.ContainsFunc(a.plugins, func(c chosen) bool { return c.Name == sourceKernelLog })
+	return a.Conntrack && (len(a.NFLOG) > 0 || kernelLog)
+}

@@ -172,7 +172,7 @@ func (l *loop) stop() {
 	if l.StateDir == "" || !l.save(now) {
 		l.table.pendingFlows(now)
 	}
-	l.table.settle(true)
+	l.table.settle(now.UnixNano(), true)
 	flows = append(flows, l.table.window.close()...)
 	flows = append(append(l.naming.take(flows, now), l.naming.rest(now)...), l.inbox.takeFlows()...)
 	l.send(flows, now, l.windowGaps(now))

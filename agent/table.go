@@ -23,7 +23,7 @@ type table struct {
 	stats    tableStats
 
 	allowances  map[windowKey]*allowance
-	tracked     map[windowKey]struct{} // allowed pairs that conntrack counted in the last window
+	tracked     map[windowKey]struct{} // pairs that conntrack counted in the last window, as if allowed
 	plugins     bool                   // a plugin has told of an allowance
 	hints       hints
 	unconfirmed unconfirmed
@@ -109,15 +109,16 @@ func (t *table) packet(o *flow.Observation) {
 		t.stats.fragments++
 		return
 	}
-	if o.Verdict == flow.VerdictDenied && t.hold(o) {
-		return
-	}
 	k := windowKey{
 		src: o.Original.Src, dst: o.Original.Dst, port: flowPort(o, o.Original.DstPort),
 		protocol: o.Protocol, verdict: o.Verdict,
 	}
 	if t.PerConn {
 		k.srcPort = o.Original.SrcPort
+	}
+	if o.Verdict == flow.VerdictDenied && t.hold(o) {
+		t.hints.add(k, o)
+		return
 	}
 	if o.Verdict == flow.VerdictUnknown {
 		// The record that decides comes by itself.
@@ -139,7 +140,7 @@ func (t *table) packet(o *flow.Observation) {
 	f.Sources |= o.Source
 	f.TCPFlags |= o.TCPFlags
 	f.hint(o.Told)
-	f.hint(t.hints.take(k, o))
+	f.hint(t.hints.take(k, o.Original.SrcPort))
 	if o.Verdict == flow.VerdictAllowed && t.Conntrack {
 		return // conntrack counts it
 	}
@@ -152,13 +153,9 @@ func (t *table) packet(o *flow.Observation) {
 	}
 }
 
-// countPacket adds a logged packet. Where several sources log the same packets
-// the first one to tell of the flow counts them.
+// countPacket adds a logged packet.
 func (t *table) countPacket(f *openFlow, o *flow.Observation) {
-	if f.counter == 0 {
-		f.counter = o.Source
-	}
-	if f.counter != o.Source {
+	if !f.counts(o.Source) {
 		return
 	}
 	n := uint64(1)

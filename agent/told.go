@@ -21,6 +21,19 @@ func (f *openFlow) hint(o *flow.Told) {
 	f.Policies = addPolicies(f.Policies, o.Policies)
 }
 
+// counts reports whether a source's packets are to be added. Where the kernel
+// and a plugin, or two plugins, tell of the same packets, the first one to tell
+// of the flow counts them.
+func (f *openFlow) counts(s flow.Source) bool {
+	if s&flow.Plugins == 0 {
+		s = flow.SourceNFLOG // the tap's and the rules' records are joined before
+	}
+	if f.counter == 0 {
+		f.counter = s
+	}
+	return f.counter == s
+}
+
 // ends is what a plugin says of a flow's ends.
 type ends struct {
 	source, destination *flow.Endpoint
@@ -62,9 +75,9 @@ func addPolicies(known, more []flow.PolicyRef) []flow.PolicyRef {
 }
 
 // allowance is what plugins said of a pair's permitted connections. It waits
-// for the end of the next window: what conntrack sees of the same connections
-// by then is counted as it says, and the plugin adds only the policies. What
-// conntrack does not see, such as eBPF's connections, is counted from here.
+// as long as conntrack may: what that sees of the same connections is counted
+// as it says, and the plugin adds only the policies. What conntrack does not
+// see, such as eBPF's connections, is counted from here.
 type allowance struct {
 	told        flow.Told
 	first, last int64
@@ -72,7 +85,6 @@ type allowance struct {
 	sources     flow.Source
 	srcPort     uint16
 	reason      flow.Reason // none if this is half an answer: an egress policy let it out
-	waited      bool        // a window has ended since
 }
 
 // permitted takes in that a plugin permitted a packet.
@@ -116,27 +128,51 @@ func (t *table) byDestination(k *windowKey, o *flow.Observation) bool {
 }
 
 // settle gives the allowances to the flows of the window that ends. With all
-// set none waits for another window.
-func (t *table) settle(all bool) {
+// set none waits any longer.
+func (t *table) settle(now int64, all bool) {
 	for k, a := range t.allowances {
-		if i, ok := t.window.index[k]; ok && t.window.flows[i].Sources&flow.SourceConntrack != 0 {
-			t.window.flows[i].Sources |= a.sources
-			t.window.flows[i].hint(&a.told)
-			delete(t.allowances, k)
+		f, counted := t.byConntrack(k)
+		switch {
+		case f != nil:
+			t.join(f, a)
+		case counted: // in the window before
+		case t.Conntrack && !all && a.waits(now, int64(t.Unanswered)):
 			continue
+		default:
+			t.countAllowance(k, a)
 		}
-		if _, counted := t.tracked[k]; counted {
-			delete(t.allowances, k)
-			continue
-		}
-		if t.Conntrack && !all && !a.waited {
-			a.waited = true
-			continue
-		}
-		t.countAllowance(k, a)
 		delete(t.allowances, k)
 	}
 	t.remember()
+}
+
+// waits reports whether conntrack may still tell of the connections: one
+// without a reply is told after its grace time.
+func (a *allowance) waits(now, grace int64) bool {
+	return now-a.last < grace && now-a.first < 3*grace
+}
+
+// byConntrack finds the open flow in which conntrack counted a pair's
+// connections, and whether it counted any in the window before.
+func (t *table) byConntrack(k windowKey) (f *openFlow, counted bool) {
+	_, counted = t.tracked[k]
+	for _, v := range []flow.Verdict{flow.VerdictAllowed, flow.VerdictUnanswered} {
+		k.verdict = v
+		if i, ok := t.window.index[k]; ok && t.window.flows[i].Sources&flow.SourceConntrack != 0 {
+			return &t.window.flows[i], counted
+		}
+	}
+	return nil, counted
+}
+
+// join adds what a plugin said to what conntrack counted. That the
+// destination's side let a connection in outweighs that nobody replied.
+func (t *table) join(f *openFlow, a *allowance) {
+	f.Sources |= a.sources
+	f.hint(&a.told)
+	if f.Verdict == flow.VerdictUnanswered && a.reason != flow.ReasonNone {
+		f.Verdict, f.Reason = flow.VerdictAllowed, a.reason
+	}
 }
 
 // countAllowance makes a flow of an allowance that only the plugin knows.
@@ -168,7 +204,8 @@ func (t *table) remember() {
 		return
 	}
 	for k, i := range t.window.index {
-		if k.verdict == flow.VerdictAllowed && t.window.flows[i].Sources&flow.SourceConntrack != 0 {
+		if t.window.flows[i].Sources&flow.SourceConntrack != 0 {
+			k.verdict = flow.VerdictAllowed
 			t.tracked[k] = struct{}{}
 		}
 	}

@@ -102,6 +102,22 @@ func TestAllowancesThatAPluginTells(t *testing.T) {
 			[]row{{far, db, 3306, flow.VerdictAllowed, flow.ReasonLogged, 1, 0}},
 		},
 		{
+			"what was let in and has no reply is allowed, once", true,
+			func(s *scene) {
+				s.track(far, db, 4000, 3306).say(5, flow.EventNew, nil)
+				s.tell(5, far, db, 4000, flow.VerdictAllowed, ingress)
+			},
+			nil, []row{{far, db, 3306, flow.VerdictAllowed, flow.ReasonLogged, 1, 0}},
+		},
+		{
+			"what was let out and has no reply is unanswered, once", true,
+			func(s *scene) {
+				s.tell(5, web, far, 4000, flow.VerdictAllowed, egress)
+				s.track(web, far, 4000, 3306).say(5, flow.EventNew, nil)
+			},
+			nil, []row{{web, far, 3306, flow.VerdictUnanswered, flow.ReasonNoReply, 1, 0}},
+		},
+		{
 			"without conntrack it is counted at once", false,
 			func(s *scene) {
 				s.tell(1, far, db, 4000, flow.VerdictAllowed, ingress)
@@ -160,6 +176,30 @@ func TestALogThatComesAfterTheWindowCountsNothingAgain(t *testing.T) {
 	wantRows(t, s.closeWindow(clock(40)))
 }
 
+func TestAllowancesDoNotWaitForAnAgentThatStops(t *testing.T) {
+	s := newScene(nil)
+	s.tell(9, far, db, 4000, flow.VerdictAllowed, ingress)
+	wantRows(t, s.closeWindow(clock(10)))
+	s.settle(at(10), true)
+	wantRows(t, s.window.close(), row{far, db, 3306, flow.VerdictAllowed, flow.ReasonLogged, 1, 0})
+}
+
+func TestAPairThatIsToldWithoutEndIsCountedInTime(t *testing.T) {
+	s := newScene(nil)
+	var connections uint64
+	for sec := 1; sec <= 60; sec++ {
+		s.tell(float64(sec), far, db, uint16(sec), flow.VerdictAllowed, ingress)
+		if sec%10 == 0 {
+			for _, r := range rows(s.closeWindow(clock(float64(sec)))) {
+				connections += r.connections
+			}
+		}
+	}
+	if connections < 30 {
+		t.Errorf("%d of 60 connections were told after a minute", connections)
+	}
+}
+
 func TestThePolicyThatPermitsJoinsWhatConntrackCounts(t *testing.T) {
 	s := newScene(nil)
 	s.track(far, db, 4000, 3306).say(1, flow.EventNew, replied)
@@ -196,5 +236,49 @@ func TestHintsThatNothingFollowsStayBounded(t *testing.T) {
 	}
 	if len(s.hints) > maxHints {
 		t.Errorf("%d hints wait", len(s.hints))
+	}
+}
+
+func TestARefusalThatWaitedKeepsItsPolicies(t *testing.T) {
+	for _, source := range []flow.Source{flow.SourceNFLOG, flow.SourceKernelLog} {
+		s := both()
+		conn := s.track(web, db, 4000, 3306).tap(0, nil)
+		conn.log(0, source, flow.EventPacket, flow.VerdictDenied, told(flow.Told{Direction: flow.DirectionIngress, Policies: []flow.PolicyRef{dbPolicy}}))
+		conn.log(0.1, flow.SourceNFLOG, flow.EventPacket, flow.VerdictUnknown, told(flow.Told{Policies: []flow.PolicyRef{webPolicy}}))
+		s.wait(1, flow.EventAbsent)
+		flows := s.earlyFlows()
+		wantRows(t, flows, row{web, db, 3306, flow.VerdictDenied, flow.ReasonLogged, 1, 60})
+		f := flows[0]
+		if !slices.Equal(f.Policies, []flow.PolicyRef{dbPolicy, webPolicy}) || f.Sources != flow.SourceTap|source || f.Direction != flow.DirectionIngress {
+			t.Errorf("policies %v, sources %s, direction %s", f.Policies, f.Sources, f.Direction)
+		}
+		if len(s.hints) != 0 {
+			t.Errorf("%d hints are left", len(s.hints))
+		}
+	}
+}
+
+// TestConntrackContradictsNetfilterOnly: eBPF and Open vSwitch refuse behind it.
+func TestConntrackContradictsNetfilterOnly(t *testing.T) {
+	for source, contradicted := range map[flow.Source]uint64{flow.SourceNFLOG: 1, flow.SourceKernelLog: 1, flow.SourceLog: 0, flow.SourceHubble: 0} {
+		s := both()
+		conn := s.track(far, db, 4000, 3306)
+		conn.log(0, source, flow.EventPacket, flow.VerdictDenied, nil)
+		conn.say(0.01, flow.EventNew, nil)
+		s.wait(1, flow.EventAbsent)
+		if s.stats.contradicted != contradicted {
+			t.Errorf("%s: contradicted %d times, want %d", source, s.stats.contradicted, contradicted)
+		}
+	}
+}
+
+func TestTheTapAndALogCountPacketsOnce(t *testing.T) {
+	s := both()
+	conn := s.track(web, db, 4000, 3306).tap(0, nil)
+	conn.log(0.3, flow.SourceLog, flow.EventPacket, flow.VerdictDenied, nil)
+	s.wait(1.5, flow.EventAbsent)
+	flows := s.closeWindow(clock(10))
+	if len(flows) != 1 || flows[0].Connections != 1 || flows[0].Sent.Packets != 1 || flows[0].Sources != flow.SourceTap|flow.SourceLog {
+		t.Errorf("flows %+v, want one of one packet, by both", flows)
 	}
 }
