@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
@@ -30,11 +31,14 @@ func newNaming(w *window) *naming { return &naming{names: w.names, window: w} }
 func (n *naming) take(flows []flow.Flow, now time.Time) []flow.Flow {
 	ready := flows[:0]
 	for _, f := range flows {
-		if due := n.name(&f); now.Before(due) && len(n.waiting) < maxWaiting {
+		switch due := n.name(&f); {
+		case !now.Before(due):
+			ready = append(ready, f)
+		case len(n.waiting) < maxWaiting:
 			n.waiting = append(n.waiting, waitingFlow{f, due})
-			continue
+		default:
+			ready = append(ready, n.unsettled(f, now))
 		}
-		ready = append(ready, f)
 	}
 	return ready
 }
@@ -59,14 +63,28 @@ func (n *naming) due(now time.Time) []flow.Flow {
 }
 
 // rest gives all that still wait.
-func (n *naming) rest() []flow.Flow {
+func (n *naming) rest(now time.Time) []flow.Flow {
 	out := make([]flow.Flow, 0, len(n.waiting))
 	for _, w := range n.waiting {
 		n.name(&w.flow)
-		out = append(out, w.flow)
+		out = append(out, n.unsettled(w.flow, now))
 	}
 	n.waiting = nil
 	return out
+}
+
+// unsettled takes the names away that news may still change: the collector,
+// which knows all pods, looks again.
+func (n *naming) unsettled(f flow.Flow, now time.Time) flow.Flow {
+	for _, end := range []struct {
+		addr netip.Addr
+		name **flow.Endpoint
+	}{{f.Src, &f.Source}, {f.Dst, &f.Destination}} {
+		if _, news := n.names.Holder(end.addr, f.NamedFrom, f.NamedTo); now.Before(f.NamedTo.Add(news)) {
+			*end.name = nil
+		}
+	}
+	return f
 }
 
 // name names both ends by all that is known now, and says until when news may
@@ -74,7 +92,16 @@ func (n *naming) rest() []flow.Flow {
 func (n *naming) name(f *flow.Flow) (due time.Time) {
 	src, a := n.names.Holder(f.Src, f.NamedFrom, f.NamedTo)
 	dst, b := n.names.Holder(f.Dst, f.NamedFrom, f.NamedTo)
-	f.Source, f.Destination = src, dst
-	f.Direction = n.window.direction(src, dst)
+	// Where we know nobody a plugin may have named the end.
+	if !unknown(src) {
+		f.Source = src
+	}
+	if !unknown(dst) {
+		f.Destination = dst
+	}
+	told := f.Verdict == flow.VerdictDenied && f.Direction != flow.DirectionUnknown && n.window.local(f.Source) && n.window.local(f.Destination)
+	if d := n.window.direction(f.Source, f.Destination); d != flow.DirectionUnknown && !told {
+		f.Direction = d
+	}
 	return f.NamedTo.Add(max(a, b))
 }

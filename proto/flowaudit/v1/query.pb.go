@@ -1289,8 +1289,10 @@ type Agent struct {
 	Connections           uint64                 `protobuf:"varint,9,opt,name=connections,proto3" json:"connections,omitempty"`
 	Sources               []string               `protobuf:"bytes,10,rep,name=sources,proto3" json:"sources,omitempty"`
 	Limits                []string               `protobuf:"bytes,11,rep,name=limits,proto3" json:"limits,omitempty"`
-	Gaps                  []*Gap                 `protobuf:"bytes,12,rep,name=gaps,proto3" json:"gaps,omitempty"`  // of the last hour
-	Skew                  int64                  `protobuf:"varint,13,opt,name=skew,proto3" json:"skew,omitempty"` // milliseconds that the API server's clock is ahead of the node's
+	Notes                 []string               `protobuf:"bytes,15,rep,name=notes,proto3" json:"notes,omitempty"`                // which sources were chosen, and why
+	Gaps                  []*Gap                 `protobuf:"bytes,12,rep,name=gaps,proto3" json:"gaps,omitempty"`                  // of the last hour
+	Skew                  int64                  `protobuf:"varint,13,opt,name=skew,proto3" json:"skew,omitempty"`                 // milliseconds that the API server's clock is ahead of the node's
+	Contradicted          uint64                 `protobuf:"varint,16,opt,name=contradicted,proto3" json:"contradicted,omitempty"` // logged refusals of connections that conntrack showed established
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
@@ -1402,6 +1404,13 @@ func (x *Agent) GetLimits() []string {
 	return nil
 }
 
+func (x *Agent) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
 func (x *Agent) GetGaps() []*Gap {
 	if x != nil {
 		return x.Gaps
@@ -1412,6 +1421,13 @@ func (x *Agent) GetGaps() []*Gap {
 func (x *Agent) GetSkew() int64 {
 	if x != nil {
 		return x.Skew
+	}
+	return 0
+}
+
+func (x *Agent) GetContradicted() uint64 {
+	if x != nil {
+		return x.Contradicted
 	}
 	return 0
 }
@@ -1529,7 +1545,7 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"remembered\x12\x1c\n" +
 	"\tforgotten\x18\n" +
 	" \x01(\x04R\tforgotten\x12!\n" +
-	"\fpolicy_kinds\x18\v \x03(\tR\vpolicyKinds\"\xa4\x03\n" +
+	"\fpolicy_kinds\x18\v \x03(\tR\vpolicyKinds\"\xde\x03\n" +
 	"\x05Agent\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12)\n" +
@@ -1542,9 +1558,11 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\vconnections\x18\t \x01(\x04R\vconnections\x12\x18\n" +
 	"\asources\x18\n" +
 	" \x03(\tR\asources\x12\x16\n" +
-	"\x06limits\x18\v \x03(\tR\x06limits\x12%\n" +
+	"\x06limits\x18\v \x03(\tR\x06limits\x12\x14\n" +
+	"\x05notes\x18\x0f \x03(\tR\x05notes\x12%\n" +
 	"\x04gaps\x18\f \x03(\v2\x11.flowaudit.v1.GapR\x04gaps\x12\x12\n" +
-	"\x04skew\x18\r \x01(\x03R\x04skew*]\n" +
+	"\x04skew\x18\r \x01(\x03R\x04skew\x12\"\n" +
+	"\fcontradicted\x18\x10 \x01(\x04R\fcontradicted*]\n" +
 	"\aLabelOp\x12\x0f\n" +
 	"\vLABEL_OP_IN\x10\x00\x12\x13\n" +
 	"\x0fLABEL_OP_NOT_IN\x10\x01\x12\x13\n" +
