@@ -38,7 +38,7 @@ func TestADenialThatAPluginTells(t *testing.T) {
 		Direction: flow.DirectionEgress, Policies: []flow.PolicyRef{webPolicy}, Source: named, Destination: named,
 	}))
 	s.tell(1, web, out, 4000, flow.VerdictDenied, told(flow.Told{Policies: []flow.PolicyRef{webPolicy, dbPolicy}, Packets: 5}))
-	flows := newNaming(s.window).take(s.earlyFlows(), clock(1))
+	flows := newNaming(s.window).take(s.earlyFlows(), clock(1), time.Time{})
 	wantRows(t, flows, row{web, out, 3306, flow.VerdictDenied, flow.ReasonLogged, 1, 0})
 	f := flows[0]
 	if !slices.Equal(f.Policies, []flow.PolicyRef{webPolicy, dbPolicy}) {
