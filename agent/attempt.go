@@ -21,6 +21,7 @@ func (t *table) attempt(o *flow.Observation) {
 	if !ok {
 		return
 	}
+	w.sources |= flow.SourceTap
 	w.tapped.Packets++
 	w.tapped.Bytes += uint64(o.Size)
 	if o.Status&flow.StatusDstNAT == 0 {
@@ -53,7 +54,9 @@ func (t *table) live(k *connKey) *conn {
 // It returns false where it stands: conntrack is not read, there is no room, or
 // the packet belongs to a connection that is older than it.
 func (t *table) hold(o *flow.Observation) bool {
-	if !t.Witness || o.Protocol == flow.TCP && o.TCPFlags&(flow.TCPSyn|flow.TCPAck) != flow.TCPSyn {
+	// Where a plugin enforces elsewhere than in netfilter, that conntrack
+	// confirmed a packet says nothing.
+	if !t.Witness || o.Source&(flow.SourceNFLOG|flow.SourceKernelLog) == 0 || o.Protocol == flow.TCP && o.TCPFlags&(flow.TCPSyn|flow.TCPAck) != flow.TCPSyn {
 		return false
 	}
 	k := keyOf(o)
@@ -81,6 +84,7 @@ func (t *table) hold(o *flow.Observation) bool {
 	if !ok {
 		return false
 	}
+	w.sources |= o.Source
 	w.logged.Packets++
 	w.logged.Bytes += uint64(o.Size)
 	t.unconfirmed.waiting[k] = w

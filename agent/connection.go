@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -59,6 +60,18 @@ type conn struct {
 	matchedNAT bool         // so was the one after NAT, or the connection is remembered for it
 	// contradicted: a rule's log called a packet of it refused, before it was confirmed.
 	contradicted bool
+}
+
+// foundAge is how old a connection may be that a dump finds: what has ended
+// stays in the kernel's table for up to two minutes, or three without ports.
+const foundAge = 3 * time.Minute
+
+// began is when the connection began at the earliest, for what is known.
+func (c *conn) began() int64 {
+	if c.found {
+		return c.start - int64(foundAge)
+	}
+	return c.start
 }
 
 // connTable keeps live connections in chunks that never move: growing costs

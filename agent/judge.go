@@ -120,24 +120,22 @@ func (t *table) refuse(k *connKey, w *attempted, v flow.Verdict, r flow.Reason) 
 	if t.PerConn {
 		wk.srcPort = srcPort
 	}
-	f, fresh := t.window.flow(&wk, w.first)
+	f, fresh := t.window.flow(&wk, w.first, w.first)
 	if fresh && v == flow.VerdictDenied {
 		t.firstDenial(&wk, w.first)
 	}
 	if fresh || r == flow.ReasonLogged {
 		f.Reason = r
 	}
-	if w.tapped.Packets > 0 {
-		f.Sources |= flow.SourceTap
-	}
-	if w.logged.Packets > 0 {
-		f.Sources |= flow.SourceNFLOG
-	}
+	f.Sources |= w.sources
+	f.hint(t.hints.take(wk, srcPort))
 	f.TCPFlags |= w.flags
-	// The larger side's: both have logged the same packets.
-	f.Sent.Packets += max(w.tapped.Packets, w.logged.Packets)
-	f.Sent.Bytes += max(w.tapped.Bytes, w.logged.Bytes)
-	f.Counted = true
+	if f.counts(flow.SourceTap) {
+		// The larger side's: both have logged the same packets.
+		f.Sent.Packets += max(w.tapped.Packets, w.logged.Packets)
+		f.Sent.Bytes += max(w.tapped.Bytes, w.logged.Bytes)
+		f.Counted = true
+	}
 	if t.attempts.first(&wk, srcPort, w.first) {
 		f.Connections++
 	}

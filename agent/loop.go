@@ -13,6 +13,7 @@ import (
 type loop struct {
 	loopOptions
 	table   *table
+	naming  *naming
 	inbox   *inbox
 	out     func(*flow.Batch)
 	covered time.Time // up to here batches have told what was seen
@@ -37,13 +38,13 @@ type loopOptions struct {
 
 const (
 	// earlyInterval bounds how long a first denial waits.
-	earlyInterval = 250 * time.Millisecond
+	earlyInterval = 100 * time.Millisecond
 	// saveInterval bounds what a killed agent forgets.
 	saveInterval = time.Minute
 )
 
 func newLoop(o loopOptions, t *table, in *inbox, out func(*flow.Batch)) *loop {
-	return &loop{loopOptions: o, table: t, inbox: in, out: out, seen: make(map[string]uint64)}
+	return &loop{loopOptions: o, table: t, naming: newNaming(t.window), inbox: in, out: out, seen: make(map[string]uint64)}
 }
 
 // run works until the inbox is closed, and then gives out what is open.
@@ -63,14 +64,21 @@ func (l *loop) run() {
 			}
 			l.take(observations)
 		case <-early.C:
-			l.look(time.Now())
-			if flows := l.table.earlyFlows(); len(flows) > 0 {
-				l.send(flows, l.covered, nil)
-			}
+			now := time.Now()
+			l.look(now)
+			l.sendEarly(now)
 		case <-window.C:
 			l.closeWindow()
 			window.Reset(l.untilWindowEnd())
 		}
+	}
+}
+
+// sendEarly gives first denials, and flows that had to wait for a name.
+func (l *loop) sendEarly(now time.Time) {
+	flows := append(l.naming.take(l.table.earlyFlows(), now), l.naming.due(now)...)
+	if len(flows) > 0 {
+		l.send(flows, l.covered, nil)
 	}
 }
 
@@ -104,7 +112,7 @@ func (l *loop) look(now time.Time) {
 
 func (l *loop) closeWindow() {
 	now := time.Now()
-	flows := l.table.closeWindow(now)
+	flows := append(l.naming.take(l.table.closeWindow(now), now), l.inbox.takeFlows()...)
 	l.send(flows, now, l.windowGaps(now))
 	if l.StateDir != "" && now.Sub(l.saved) >= saveInterval {
 		l.save(now)
@@ -163,8 +171,10 @@ func (l *loop) stop() {
 	flows := l.table.closeWindow(now)
 	if l.StateDir == "" || !l.save(now) {
 		l.table.pendingFlows(now)
-		flows = append(flows, l.table.window.close()...)
 	}
+	l.table.settle(now.UnixNano(), true)
+	flows = append(flows, l.table.window.close()...)
+	flows = append(append(l.naming.take(flows, now), l.naming.rest(now)...), l.inbox.takeFlows()...)
 	l.send(flows, now, l.windowGaps(now))
 }
 

@@ -22,6 +22,10 @@ type table struct {
 	refused  uint64                // connections that did not fit since the last window
 	stats    tableStats
 
+	allowances  map[windowKey]*allowance
+	tracked     map[windowKey]struct{} // pairs that conntrack counted in the last window, as if allowed
+	plugins     bool                   // a plugin has told of an allowance
+	hints       hints
 	unconfirmed unconfirmed
 }
 
@@ -62,6 +66,9 @@ func newTable(o tableOptions) *table {
 		attempts:     newAttempts(),
 		denied:       make(map[windowKey]int64),
 		ended:        make(map[connKey]uint32),
+		allowances:   make(map[windowKey]*allowance),
+		tracked:      make(map[windowKey]struct{}),
+		hints:        make(hints),
 		unconfirmed:  newUnconfirmed(),
 	}
 }
@@ -102,12 +109,6 @@ func (t *table) packet(o *flow.Observation) {
 		t.stats.fragments++
 		return
 	}
-	if o.Verdict == flow.VerdictUnknown {
-		return // a hint only: the record that decides comes by itself
-	}
-	if o.Verdict == flow.VerdictDenied && t.hold(o) {
-		return
-	}
 	k := windowKey{
 		src: o.Original.Src, dst: o.Original.Dst, port: flowPort(o, o.Original.DstPort),
 		protocol: o.Protocol, verdict: o.Verdict,
@@ -115,7 +116,21 @@ func (t *table) packet(o *flow.Observation) {
 	if t.PerConn {
 		k.srcPort = o.Original.SrcPort
 	}
-	f, fresh := t.window.flow(&k, o.Time)
+	if o.Verdict == flow.VerdictDenied && t.hold(o) {
+		t.hints.add(k, o)
+		return
+	}
+	if o.Verdict == flow.VerdictUnknown {
+		// The record that decides comes by itself.
+		t.hints.add(k, o)
+		return
+	}
+	if o.Verdict == flow.VerdictAllowed && o.Source&flow.Plugins != 0 {
+		t.plugins = true
+		t.permitted(&k, o)
+		return
+	}
+	f, fresh := t.window.flow(&k, o.Time, o.Time)
 	if fresh {
 		f.Reason = flow.ReasonLogged
 		if o.Verdict == flow.VerdictDenied {
@@ -124,18 +139,32 @@ func (t *table) packet(o *flow.Observation) {
 	}
 	f.Sources |= o.Source
 	f.TCPFlags |= o.TCPFlags
+	f.hint(o.Told)
+	f.hint(t.hints.take(k, o.Original.SrcPort))
 	if o.Verdict == flow.VerdictAllowed && t.Conntrack {
 		return // conntrack counts it
 	}
-	f.Sent.Packets++
-	f.Sent.Bytes += uint64(o.Size)
-	f.Counted = true
+	t.countPacket(f, o)
 	if t.attempts.first(&k, o.Original.SrcPort, o.Time) {
 		f.Connections++
 	}
 	if f.SourcePort == 0 {
 		f.SourcePort = o.Original.SrcPort
 	}
+}
+
+// countPacket adds a logged packet.
+func (t *table) countPacket(f *openFlow, o *flow.Observation) {
+	if !f.counts(o.Source) {
+		return
+	}
+	n := uint64(1)
+	if o.Told != nil {
+		n = max(n, o.Told.Packets)
+	}
+	f.Sent.Packets += n
+	f.Sent.Bytes += n * uint64(o.Size)
+	f.Counted = f.Counted || o.Size > 0 // some logs tell no length: absent, not 0
 }
 
 func (t *table) firstDenial(k *windowKey, at int64) {
@@ -207,7 +236,7 @@ func (t *table) learn(k *connKey, c *conn, o *flow.Observation) {
 		if f.Reason != flow.ReasonContradicted {
 			f.Reason = flow.ReasonReply
 		}
-	case c.state == connPending && t.Confirmed && t.window.localPod(addr(c.dst), o.Time):
+	case c.state == connPending && t.Confirmed && t.window.localPod(addr(c.dst), c.start):
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonConfirmed, o.Time)
 	}
 	t.takeCounters(k, c, o)
@@ -237,7 +266,8 @@ func (t *table) flowOf(k *connKey, c *conn, v flow.Verdict, at int64) (f *openFl
 	if t.PerConn {
 		wk.srcPort = k.srcPort
 	}
-	f, fresh = t.window.flow(&wk, at)
+	f, fresh = t.window.flow(&wk, at, c.began())
+	f.to = max(f.to, c.start)
 	if fresh {
 		f.Reason = c.reason
 	}

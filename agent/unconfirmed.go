@@ -40,6 +40,7 @@ type attempted struct {
 	servicePort    uint16
 	icmp           uint16 // type and code
 	flags          uint8  // TCP
+	sources        flow.Source
 	nat            bool   // the tap logged it after DNAT
 	origin         bool   // it also logged it before, so that the Service is known
 	late           bool   // it was read so late that its end may be forgotten
@@ -62,10 +63,10 @@ const (
 	// earlyTime is how long a confirmed connection is remembered at least.
 	earlyTime = 10 * time.Second
 	// natTime bounds how far apart the records of one packet are.
-	natTime    = 50 * time.Millisecond
-	maxWaiting = 1 << 17
-	maxEarly   = 1 << 16 // for each generation
-	maxZones   = 16
+	natTime      = 50 * time.Millisecond
+	maxAttempted = 1 << 17
+	maxEarly     = 1 << 16 // for each generation
+	maxZones     = 16
 )
 
 func newUnconfirmed() unconfirmed {
@@ -78,7 +79,7 @@ func newUnconfirmed() unconfirmed {
 // wait gives the waiting attempt of a key, or begins it where there is room.
 func (u *unconfirmed) wait(k *connKey, o *flow.Observation) (w attempted, ok bool) {
 	if w, ok = u.waiting[*k]; !ok {
-		if len(u.waiting) >= maxWaiting {
+		if len(u.waiting) >= maxAttempted {
 			u.dropped++
 			return w, false
 		}

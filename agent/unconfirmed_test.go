@@ -249,7 +249,7 @@ func TestUnclearAttempts(t *testing.T) {
 	})
 	t.Run("more than fit are counted as not watched", func(t *testing.T) {
 		s := tapped()
-		for i := range maxWaiting + 3 {
+		for i := range maxAttempted + 3 {
 			a := netip.AddrFrom4([4]byte{10, 9, byte(i >> 16), byte(i >> 8)})
 			s.track(a, db, uint16(i&0xff), 3306).tap(0, nil)
 		}

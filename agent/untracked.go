@@ -19,7 +19,7 @@ func (t *table) untracked(o *flow.Observation) {
 	if t.PerConn {
 		k.srcPort = o.Original.SrcPort
 	}
-	f, fresh := t.window.flow(&k, o.Time)
+	f, fresh := t.window.flow(&k, o.Time, o.Time)
 	if fresh {
 		f.Reason = flow.ReasonUntracked
 	}

@@ -58,7 +58,8 @@ type Counters struct {
 }
 
 // Observation is what one source saw of one packet or of one connection. It
-// owns no memory but the interned Prefix, so that slices of them are reused.
+// owns no memory but the interned Prefix and Told, so that slices of them are
+// reused.
 type Observation struct {
 	Time     int64 // Unix nanoseconds
 	Source   Source
@@ -77,7 +78,7 @@ type Observation struct {
 	Group    uint16 // NFLOG group of a packet
 	Mark     uint32
 	ID       uint32 // CTA_ID, host order of the raw value
-	Status   uint32 // IPS_* bits of a connection
+	Status   uint32 // IPS_* bits of a connection; StatusSeenReply also of what a plugin tells
 	InDev    uint32 // interface index, 0 if none
 	OutDev   uint32
 	Size     uint32 // length of a packet by its IP header
@@ -89,4 +90,17 @@ type Observation struct {
 	Received Counters // CTA_COUNTERS_REPLY
 
 	Prefix string // NFULA_PREFIX
+	Told   *Told  // what the network plugin says beyond the tuple; nil if nothing
+}
+
+// Told is what a network plugin says of a packet beyond its tuple: a hint where
+// we know better, the only word where we do not. It is never changed after it
+// was made, so that observations share it.
+type Told struct {
+	Direction Direction   // whose policy decided; unknown if the plugin does not say
+	Policies  []PolicyRef // that decided
+	// Source and Destination are the ends as the plugin names them; nil if it
+	// does not.
+	Source, Destination *Endpoint
+	Packets             uint64 // that the record stands for; 0 means one
 }

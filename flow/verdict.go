@@ -66,6 +66,33 @@ func ParseAssessment(s string) (Assessment, error) {
 	return 0, fmt.Errorf("parse assessment %q: want one of %s", s, strings.Join(assessmentNames[:], ", "))
 }
 
+// Caveat says why an assessment is not more than it is: what makes the
+// expected verdict unknown, or excuses traffic that the policies deny.
+type Caveat uint8
+
+// The caveats. From CaveatProtocol on they are reasons for an unknown expectation.
+const (
+	CaveatNone        Caveat = iota
+	CaveatOlder              // the connection may be older than the policies, or its beginning was not seen
+	CaveatRecent             // policies, labels or pods changed moments before
+	CaveatOtherPolicy        // another kind of policy selects pods here
+	CaveatProtocol           // NetworkPolicy defines TCP, UDP and SCTP only
+	CaveatEnd                // it is not known what one end was
+	CaveatInvalid            // a policy that could decide is not valid
+	CaveatPort               // the destination's port or named ports are not known
+	CaveatNamespace          // a namespace's labels are not known
+	CaveatAddress            // an ipBlock could decide, and the address is not known
+	CaveatSame               // it is not known whether both ends are one pod, or on one node
+)
+
+var caveatNames = [...]string{
+	"", "older-connection", "recent-change", "other-policy",
+	"protocol", "end", "invalid-policy", "port", "namespace-labels", "address", "same-pod-or-node",
+}
+
+// String returns the caveat as it appears in JSON; CaveatNone is empty.
+func (c Caveat) String() string { return name(caveatNames[:], uint8(c)) }
+
 // Direction says from which side of the flow's pod the traffic ran.
 type Direction uint8
 
@@ -128,7 +155,14 @@ const (
 	SourceNFLOG     Source = 1 << iota // NFLOG records of the enforcing rules
 	SourceConntrack                    // conntrack events and dumps
 	SourceTap                          // our own rules, before any policy
+	SourceHubble                       // Cilium's Hubble
+	SourceFelix                        // the flows that Calico's Felix reports
+	SourceLog                          // the log file of a network plugin
+	SourceKernelLog                    // LOG rules, by the kernel's log
 )
+
+// Plugins are the sources by which a network plugin tells what it decided.
+const Plugins = SourceHubble | SourceFelix | SourceLog | SourceKernelLog
 
 // String lists the set's sources, joined by commas.
 func (s Source) String() string { return strings.Join(s.Names(), ",") }
@@ -136,7 +170,7 @@ func (s Source) String() string { return strings.Join(s.Names(), ",") }
 // Names lists the sources of a set.
 func (s Source) Names() []string {
 	var names []string
-	for i, n := range [...]string{"nflog", "conntrack", "tap"} {
+	for i, n := range [...]string{"nflog", "conntrack", "tap", "hubble", "felix", "log", "kernel-log"} {
 		if s&(1<<i) != 0 {
 			names = append(names, n)
 		}

@@ -205,7 +205,7 @@ func TestAHintDecidesNothingInAGroupOfDenials(t *testing.T) {
 
 func TestParseGroup(t *testing.T) {
 	for in, want := range map[string]Group{
-		"100": {100, MeaningDenied}, "100=denied": {100, MeaningDenied}, "7=allowed": {7, MeaningAllowed}, "0=prefix": {0, MeaningPrefix},
+		"100": {100, MeaningDenied}, "100=denied": {100, MeaningDenied}, "7=allowed": {7, MeaningAllowed}, "0=prefix": {0, MeaningPrefix}, "1=calico": {1, MeaningCalico}, "100=kube-router": {100, MeaningKubeRouter},
 	} {
 		if got, err := ParseGroup(in); err != nil || got != want {
 			t.Errorf("ParseGroup(%q) = %v, %v; want %v", in, got, err, want)

@@ -20,6 +20,9 @@ import (
 type Options struct {
 	Group Group
 	Node  string // who reports gaps
+	// Policies are those that the cluster has; nil if they are not known. Names
+	// that are too long for a log prefix are found among them.
+	Policies func() []flow.PolicyRef
 	// Deliver takes a filled slice and returns an empty one to fill next. It
 	// blocks while the table is busy; the socket's buffer holds what comes then.
 	Deliver func([]flow.Observation) []flow.Observation
@@ -78,6 +81,7 @@ func Open(o Options) (*Source, error) {
 		return nil, errors.Join(err, socket.Con.Close())
 	}
 	s := &Source{o: o, decoder: newDecoder(o.Group)}
+	s.decoder.policies = o.Policies
 	if s.reader, err = nlmsg.NewReader(socket.Con, 2*kernelBuffer); err != nil {
 		return nil, err
 	}

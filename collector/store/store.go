@@ -40,11 +40,34 @@ type Store interface {
 	// in that range, is listed with nothing covered.
 	Coverage(ctx context.Context, since, until time.Time) (flow.Coverage, error)
 
+	// Record adds changes to the timeline, in the order of their time for each
+	// object, and returns after they are durable. A change that says what the
+	// object's newest one says already is left out: a collector that starts
+	// again tells everything that is there.
+	Record(ctx context.Context, changes []flow.Change) error
+
+	// Timeline gives yield the state at since, each object's newest change
+	// before it unless that deleted the object, and then every change until
+	// until, ordered by time; it ends early when yield returns false. A zero
+	// since begins with the first change that is kept.
+	Timeline(ctx context.Context, since, until time.Time, yield func(flow.Change) bool) error
+
+	// Edges gives the edges of the hours that touch the time from Since to Until
+	// to yield, each once for the whole range, and ends early when yield
+	// returns false. The edges of flows that retention deleted are kept until
+	// RetainEdges.
+	Edges(ctx context.Context, req EdgesRequest, yield func(*flow.Edge) bool) error
+
+	// RetainEdges deletes the edges from before the given time, in whole
+	// months, and returns how many bytes of disk that gave back.
+	RetainEdges(ctx context.Context, before time.Time) (freed int64, err error)
+
 	// Stats describes the store's content.
 	Stats(ctx context.Context) (Stats, error)
 
 	// Retain deletes what arrived before the given time, in whole slices, and
-	// returns how many bytes of disk that gave back.
+	// returns how many bytes of disk that gave back. Of the timeline it keeps
+	// what says how the cluster was at that time.
 	Retain(ctx context.Context, before time.Time) (freed int64, err error)
 
 	// Close waits for running calls and releases the store.
@@ -57,6 +80,11 @@ type FlowsRequest struct {
 	// First and Last limit the answer to the oldest or the newest flows; at
 	// most one of them is set, 0 does not limit.
 	First, Last int
+}
+
+// EdgesRequest asks for edges. A zero Since is unbounded.
+type EdgesRequest struct {
+	Since, Until time.Time
 }
 
 // Rows is a small table.

@@ -15,10 +15,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/ti-mo/conntrack"
-	"golang.org/x/sys/unix"
 
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/test/netlab"
+	"github.com/flowaudit/flowaudit/test/netlab/traffic"
 )
 
 // tapTable is the table of the tap's rules.
@@ -126,7 +126,7 @@ func TestTapVerdicts(t *testing.T) {
 			knock(t, web, "udp", hostPort(db.IPv4, p))
 			knock(t, web, "tcp", hostPort(db.IPv6, p))
 			knock(t, web, "udp", hostPort(db.IPv6, p))
-			sendRaw(t, web, unix.IPPROTO_SCTP, db.IPv4, sctpPacket(40000, p, 0, sctpInit, sctpInitValue(1)))
+			must(t, traffic.InitSCTP(web, db.IPv4, p))
 		}, []row{
 			denied(flow.TCP, webIP, dbIP, 2001), denied(flow.UDP, webIP, dbIP, 2001),
 			denied(flow.TCP, webIP6, dbIP6, 2001), denied(flow.UDP, webIP6, dbIP6, 2001), denied(flow.SCTP, webIP, dbIP, 2001),
@@ -184,7 +184,7 @@ func TestTapVerdicts(t *testing.T) {
 	if err := n.IP("route", "add", serviceIP, "dev", db.Veth); err != nil {
 		t.Fatal(err)
 	}
-	if err := db.NFT(noSCTP); err != nil {
+	if err := db.NFT(traffic.NoSCTP); err != nil {
 		t.Fatal(err)
 	}
 	for _, x := range cases {

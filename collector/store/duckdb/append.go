@@ -57,25 +57,16 @@ type addition struct {
 }
 
 func (s *Store) commit(ctx context.Context, sl *slice, batches []*flow.Batch) (added addition, err error) {
-	exec := func(q string) error {
-		_, err := s.writer.conn.ExecContext(ctx, q)
-		return err
-	}
-	if err := exec("BEGIN"); err != nil {
-		return added, fmt.Errorf("begin transaction: %w", err)
-	}
-	if added, err = s.appendFlows(sl, batches); err == nil {
-		err = s.appendRest(sl, batches)
-	}
-	if err == nil {
-		if err = exec("COMMIT"); err == nil {
-			return added, nil
+	err = s.writer.transaction(ctx, func() error {
+		if added, err = s.appendFlows(sl, batches); err != nil {
+			return err
 		}
-		err = fmt.Errorf("commit to %s: %w", sl.path, err)
+		return s.appendRest(sl, batches)
+	})
+	if err != nil {
+		return added, fmt.Errorf("write to %s: %w", sl.path, err)
 	}
-	// A transaction that failed may be gone already: then there is nothing to roll back.
-	_, _ = s.writer.conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
-	return added, err
+	return added, nil
 }
 
 func (s *Store) appendFlows(sl *slice, batches []*flow.Batch) (added addition, err error) {
@@ -146,7 +137,7 @@ func (b *batchIDs) key(f *flow.Flow) uint32 {
 	k := flowKey{
 		src: b.end(f.Src, f.Source), dst: b.end(f.Dst, f.Destination), origin: b.originID, service: b.service(f.Service),
 		port: f.Port, protocol: f.Protocol, verdict: f.Verdict, expected: f.Expected, direction: f.Direction, reason: f.Reason,
-		assessment: f.Assessment, sources: f.Sources,
+		assessment: f.Assessment, caveat: f.Caveat, sources: f.Sources,
 	}
 	if f.TranslatedSrc.IsValid() {
 		k.translated, _ = b.dict.translated.id(f.TranslatedSrc)
@@ -194,7 +185,7 @@ func (d *dictionary) endpointRows() [][]driver.Value {
 	for i, k := range d.endpoints.values[d.writtenEndpoints:] {
 		rows = append(rows, []driver.Value{
 			uint32(d.writtenEndpoints + i), addrBytes(k.addr), k.addr.String(), uint8(k.kind), k.namespace, k.pod, k.workloadKind, k.workload, k.node,
-			k.identity, k.labels,
+			k.identity, k.labels, k.candidates,
 		})
 	}
 	return rows
@@ -206,7 +197,7 @@ func (d *dictionary) keyRows() [][]driver.Value {
 		o, service := d.origins.values[k.origin], d.services.values[k.service]
 		rows = append(rows, []driver.Value{
 			uint32(d.writtenKeys + i), o.cluster, o.node, uint8(k.protocol), k.src, k.dst, k.port, uint8(k.verdict), uint8(k.direction), uint8(k.reason),
-			uint8(k.expected), uint8(k.assessment), uint8(k.sources), addrBytes(d.translated.values[k.translated]), addrBytes(service.Addr), addrText(service.Addr), service.Port,
+			uint8(k.expected), uint8(k.assessment), uint8(k.caveat), uint8(k.sources), addrBytes(d.translated.values[k.translated]), addrBytes(service.Addr), addrText(service.Addr), service.Port,
 			service.Namespace, service.Name, d.policies.values[k.policies], d.keyPairs[i],
 		})
 	}

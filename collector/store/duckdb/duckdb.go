@@ -39,9 +39,11 @@ type Store struct {
 	db *sql.DB
 
 	// write is held by the one who appends or changes the list of slices.
-	write  sync.Mutex
-	writer *writer
-	keys   batchKeys
+	write    sync.Mutex
+	writer   *writer
+	keys     batchKeys
+	timeline timeline
+	months   map[time.Time]*month // of edges, by the month's beginning
 
 	// read guards the list: queries hold it shared while they use slices.
 	read   sync.RWMutex
@@ -94,6 +96,9 @@ func (s *Store) start(ctx context.Context) error {
 	if err := s.keys.load(ctx, s.db, s.slices); err != nil {
 		return err
 	}
+	if err := s.openTimeline(ctx); err != nil {
+		return err
+	}
 	if len(s.slices) > 0 {
 		if err := s.last().loadDictionary(ctx, s.db); err != nil {
 			return err
@@ -103,6 +108,9 @@ func (s *Store) start(ctx context.Context) error {
 	}
 	var err error
 	if s.writer, err = newWriter(ctx, s.db); err != nil {
+		return err
+	}
+	if err := s.openMonths(ctx); err != nil {
 		return err
 	}
 	return s.defineViews(ctx)
@@ -145,6 +153,9 @@ func (s *Store) attachAll(ctx context.Context) error {
 		return fmt.Errorf("list store files: %w", err)
 	}
 	for _, path := range files {
+		if name := filepath.Base(path); name == timelineFile || strings.HasPrefix(name, edgePrefix) {
+			continue
+		}
 		ms, err := strconv.ParseInt(strings.TrimSuffix(filepath.Base(path), fileSuffix), 10, 64)
 		if err != nil {
 			s.o.Logger.Warn("a file that is none of the store's was left alone", "file", path)
@@ -209,6 +220,9 @@ func (s *Store) roll(ctx context.Context) error {
 	if _, err := s.db.ExecContext(ctx, "CHECKPOINT "+last.name); err != nil {
 		return fmt.Errorf("close slice %s: %w", last.path, err)
 	}
+	if err := s.closeEdges(ctx, last); err != nil {
+		return err
+	}
 	if err := s.begin(ctx); err != nil {
 		return err
 	}
@@ -253,14 +267,13 @@ func (s *Store) Retain(ctx context.Context, before time.Time) (freed int64, err 
 			return freed, err
 		}
 	}
-	return freed, nil
+	return freed, s.pruneTimeline(ctx, before)
 }
 
 func (s *Store) dropOldest(ctx context.Context) (freed int64, err error) {
 	s.read.Lock() // waits for the queries that use it
 	defer s.read.Unlock()
 	sl := s.slices[0]
-	freed = sl.bytes()
 	s.slices = s.slices[1:]
 	if err := s.defineViewsLocked(ctx); err != nil {
 		return 0, err
@@ -268,12 +281,7 @@ func (s *Store) dropOldest(ctx context.Context) (freed int64, err error) {
 	if _, err := s.db.ExecContext(ctx, "DETACH "+sl.name); err != nil {
 		return 0, fmt.Errorf("close slice %s: %w", sl.path, err)
 	}
-	for _, path := range []string{sl.path, sl.path + ".wal"} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return 0, fmt.Errorf("delete slice: %w", err)
-		}
-	}
-	return freed, nil
+	return removeFile(sl.path)
 }
 
 // Close implements store.Store.
@@ -292,5 +300,14 @@ func (s *Store) Close() error {
 		errs = append(errs, err)
 	}
 	s.slices = nil
+	for _, m := range s.months {
+		_, err := s.db.Exec("DETACH " + m.name)
+		errs = append(errs, err)
+	}
+	s.months = nil
+	if s.timeline.open {
+		_, err := s.db.Exec("DETACH " + timelineName)
+		errs = append(errs, err)
+	}
 	return errors.Join(append(errs, s.db.Close())...)
 }

@@ -18,7 +18,7 @@ import (
 // known by its slice and number; names stand for codes.
 const (
 	flowsPart = `SELECT make_timestamptz(f.start * 1000) AS start_time, make_timestamptz((f.start + f.duration) * 1000) AS end_time, k.cluster, k.node, '%[1]s.' || k.pair AS pair,
-	%[2]s AS direction, %[3]s AS verdict, %[4]s AS expected, %[5]s AS assessment, %[6]s AS reason, %[7]s AS protocol, k.port, f.source_port,
+	%[2]s AS direction, %[3]s AS verdict, %[4]s AS expected, %[5]s AS assessment, %[8]s AS caveat, %[6]s AS reason, %[7]s AS protocol, k.port, f.source_port,
 	s.ip AS source_ip, s.namespace AS source_namespace, s.pod AS source_pod, s.workload_kind AS source_workload_kind, s.workload AS source_workload, s.node AS source_node,
 	d.ip AS destination_ip, d.namespace AS destination_namespace, d.pod AS destination_pod, d.workload_kind AS destination_workload_kind, d.workload AS destination_workload,
 	d.node AS destination_node, k.service_ip, k.service_port, k.service_namespace, k.service, f.connections,
@@ -66,7 +66,7 @@ func (s *Store) defineViewsLocked(ctx context.Context) error {
 			nameSQL("k.direction", upTo(flow.DirectionIngress)...), nameSQL("k.verdict", upTo(flow.VerdictUnanswered)...),
 			nameSQL("k.expected", upTo(flow.VerdictUnanswered)...), nameSQL("k.assessment", upTo(flow.AssessmentUnanswered)...),
 			nameSQL("k.reason", upTo(flow.ReasonContradicted)...),
-			nameSQL("k.protocol", flow.ICMP, flow.TCP, flow.UDP, flow.ICMPv6, flow.SCTP)))
+			nameSQL("k.protocol", flow.ICMP, flow.TCP, flow.UDP, flow.ICMPv6, flow.SCTP), nameSQL("k.caveat", upTo(flow.CaveatSame)...)))
 		gaps = append(gaps, fmt.Sprintf(gapsPart, sl.name, nameSQL("kind", upTo(flow.GapTable)...)))
 		coverage = append(coverage, fmt.Sprintf(coveragePart, sl.name))
 	}

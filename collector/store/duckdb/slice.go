@@ -44,9 +44,9 @@ func (b *bounds) include(start, end int64) {
 // the empty value, never NULL: conditions and their negations stay simple.
 const schema = `
 CREATE TABLE IF NOT EXISTS %[1]s.endpoint (id UINTEGER, addr BLOB, ip VARCHAR, kind UTINYINT, namespace VARCHAR, pod VARCHAR,
-	workload_kind VARCHAR, workload VARCHAR, node VARCHAR, identity UBIGINT, labels VARCHAR);
+	workload_kind VARCHAR, workload VARCHAR, node VARCHAR, identity UBIGINT, labels VARCHAR, candidates VARCHAR);
 CREATE TABLE IF NOT EXISTS %[1]s.key (id UINTEGER, cluster VARCHAR, node VARCHAR, protocol UTINYINT, src UINTEGER, dst UINTEGER, port USMALLINT,
-	verdict UTINYINT, direction UTINYINT, reason UTINYINT, expected UTINYINT, assessment UTINYINT, sources UTINYINT, translated BLOB,
+	verdict UTINYINT, direction UTINYINT, reason UTINYINT, expected UTINYINT, assessment UTINYINT, caveat UTINYINT, sources UTINYINT, translated BLOB,
 	service_addr BLOB, service_ip VARCHAR, service_port USMALLINT, service_namespace VARCHAR, service VARCHAR, policies VARCHAR, pair UINTEGER);
 CREATE TABLE IF NOT EXISTS %[1]s.flow (key UINTEGER, start BIGINT, duration UINTEGER, source_port USMALLINT, connections UBIGINT,
 	counted UTINYINT, tcp_flags UTINYINT, packets_sent UBIGINT, bytes_sent UBIGINT, packets_received UBIGINT, bytes_received UBIGINT);
@@ -61,6 +61,12 @@ type endpointKey struct {
 	kind                                                 flow.EndpointKind
 	identity                                             uint64
 	namespace, pod, workloadKind, workload, node, labels string
+	candidates                                           string // joined by commas
+}
+
+// names is what of an endpoint its pair may need.
+func (k *endpointKey) names() *flow.Endpoint {
+	return &flow.Endpoint{Kind: k.kind, Namespace: k.namespace, Pod: k.pod, Workload: flow.Workload{Kind: k.workloadKind, Name: k.workload}, Node: k.node}
 }
 
 // flowKey tells entries of the key dictionary apart. What has a name or an
@@ -78,6 +84,7 @@ type flowKey struct {
 	direction  flow.Direction
 	reason     flow.Reason
 	assessment flow.Assessment
+	caveat     flow.Caveat
 	sources    flow.Source
 }
 
@@ -142,7 +149,7 @@ func (d *dictionary) endpoint(addr netip.Addr, e *flow.Endpoint) uint32 {
 	if e != nil {
 		k.kind, k.identity, k.namespace, k.pod = e.Kind, e.Identity, e.Namespace, e.Pod
 		k.workloadKind, k.workload, k.node = e.Workload.Kind, e.Workload.Name, e.Node
-		k.labels = labelText(e.Labels)
+		k.labels, k.candidates = labelText(e.Labels), strings.Join(e.Candidates, ",")
 	}
 	id, _ := d.endpoints.id(k)
 	return id
@@ -241,7 +248,7 @@ func (sl *slice) loadDictionary(ctx context.Context, db *sql.DB) error {
 }
 
 func (d *dictionary) loadEndpoints(ctx context.Context, db *sql.DB, s *slice) error {
-	rows, err := db.QueryContext(ctx, fmt.Sprintf(`SELECT addr, kind, namespace, pod, workload_kind, workload, node, identity, labels
+	rows, err := db.QueryContext(ctx, fmt.Sprintf(`SELECT addr, kind, namespace, pod, workload_kind, workload, node, identity, labels, candidates
 		FROM %s.endpoint ORDER BY id`, s.name))
 	if err != nil {
 		return err
@@ -250,7 +257,7 @@ func (d *dictionary) loadEndpoints(ctx context.Context, db *sql.DB, s *slice) er
 	for rows.Next() {
 		var addr []byte
 		var k endpointKey
-		if err := rows.Scan(&addr, &k.kind, &k.namespace, &k.pod, &k.workloadKind, &k.workload, &k.node, &k.identity, &k.labels); err != nil {
+		if err := rows.Scan(&addr, &k.kind, &k.namespace, &k.pod, &k.workloadKind, &k.workload, &k.node, &k.identity, &k.labels, &k.candidates); err != nil {
 			return err
 		}
 		k.addr = addrOf(addr)
@@ -261,7 +268,7 @@ func (d *dictionary) loadEndpoints(ctx context.Context, db *sql.DB, s *slice) er
 
 func (d *dictionary) loadKeys(ctx context.Context, db *sql.DB, s *slice) error {
 	rows, err := db.QueryContext(ctx, fmt.Sprintf(`SELECT cluster, node, protocol, src, dst, port, verdict, direction, reason, expected,
-		assessment, sources, translated, service_addr, service_port, service_namespace, service, policies FROM %s.key ORDER BY id`, s.name))
+		assessment, caveat, sources, translated, service_addr, service_port, service_namespace, service, policies FROM %s.key ORDER BY id`, s.name))
 	if err != nil {
 		return err
 	}
@@ -273,13 +280,14 @@ func (d *dictionary) loadKeys(ctx context.Context, db *sql.DB, s *slice) error {
 		var policies string
 		var k flowKey
 		if err := rows.Scan(&o.cluster, &o.node, &k.protocol, &k.src, &k.dst, &k.port, &k.verdict, &k.direction, &k.reason, &k.expected,
-			&k.assessment, &k.sources, &translated, &serviceAddr, &service.Port, &service.Namespace, &service.Name, &policies); err != nil {
+			&k.assessment, &k.caveat, &k.sources, &translated, &serviceAddr, &service.Port, &service.Namespace, &service.Name, &policies); err != nil {
 			return err
 		}
 		service.Addr = addrOf(serviceAddr)
+		src, dst := &d.endpoints.values[k.src], &d.endpoints.values[k.dst]
 		f := flow.Flow{
-			Key:           flow.Key{Protocol: k.protocol, Src: d.endpoints.values[k.src].addr, Dst: d.endpoints.values[k.dst].addr, Port: k.port},
-			TranslatedSrc: addrOf(translated),
+			Key:  flow.Key{Protocol: k.protocol, Src: src.addr, Dst: dst.addr, Port: k.port, Direction: k.direction},
+			Node: o.node, Source: src.names(), Destination: dst.names(), TranslatedSrc: addrOf(translated),
 		}
 		k.origin, _ = d.origins.id(o)
 		k.service, _ = d.services.id(service)

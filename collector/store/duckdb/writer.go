@@ -97,6 +97,24 @@ func (w *writer) close() error {
 	return w.conn.Close()
 }
 
+// transaction runs f between BEGIN and COMMIT: all that f writes is kept, or
+// nothing. A transaction may write to one attached database only.
+func (w *writer) transaction(ctx context.Context, f func() error) error {
+	if _, err := w.conn.ExecContext(ctx, "BEGIN"); err != nil {
+		return fmt.Errorf("begin transaction: %w", err)
+	}
+	err := f()
+	if err == nil {
+		if _, err = w.conn.ExecContext(ctx, "COMMIT"); err == nil {
+			return nil
+		}
+		err = fmt.Errorf("commit: %w", err)
+	}
+	// A transaction that failed may be gone already: then there is nothing to roll back.
+	_, _ = w.conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+	return err
+}
+
 // appender adds chunks to a table within the connection's transaction.
 type appender struct {
 	w *writer

@@ -182,6 +182,79 @@ func (Assessment) EnumDescriptor() ([]byte, []int) {
 	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{2}
 }
 
+type Caveat int32
+
+const (
+	Caveat_CAVEAT_UNSPECIFIED      Caveat = 0
+	Caveat_CAVEAT_OLDER_CONNECTION Caveat = 1
+	Caveat_CAVEAT_RECENT_CHANGE    Caveat = 2
+	Caveat_CAVEAT_OTHER_POLICY     Caveat = 3
+	Caveat_CAVEAT_PROTOCOL         Caveat = 4
+	Caveat_CAVEAT_END              Caveat = 5
+	Caveat_CAVEAT_INVALID_POLICY   Caveat = 6
+	Caveat_CAVEAT_PORT             Caveat = 7
+	Caveat_CAVEAT_NAMESPACE_LABELS Caveat = 8
+	Caveat_CAVEAT_ADDRESS          Caveat = 9
+	Caveat_CAVEAT_SAME_POD_OR_NODE Caveat = 10
+)
+
+// Enum value maps for Caveat.
+var (
+	Caveat_name = map[int32]string{
+		0:  "CAVEAT_UNSPECIFIED",
+		1:  "CAVEAT_OLDER_CONNECTION",
+		2:  "CAVEAT_RECENT_CHANGE",
+		3:  "CAVEAT_OTHER_POLICY",
+		4:  "CAVEAT_PROTOCOL",
+		5:  "CAVEAT_END",
+		6:  "CAVEAT_INVALID_POLICY",
+		7:  "CAVEAT_PORT",
+		8:  "CAVEAT_NAMESPACE_LABELS",
+		9:  "CAVEAT_ADDRESS",
+		10: "CAVEAT_SAME_POD_OR_NODE",
+	}
+	Caveat_value = map[string]int32{
+		"CAVEAT_UNSPECIFIED":      0,
+		"CAVEAT_OLDER_CONNECTION": 1,
+		"CAVEAT_RECENT_CHANGE":    2,
+		"CAVEAT_OTHER_POLICY":     3,
+		"CAVEAT_PROTOCOL":         4,
+		"CAVEAT_END":              5,
+		"CAVEAT_INVALID_POLICY":   6,
+		"CAVEAT_PORT":             7,
+		"CAVEAT_NAMESPACE_LABELS": 8,
+		"CAVEAT_ADDRESS":          9,
+		"CAVEAT_SAME_POD_OR_NODE": 10,
+	}
+)
+
+func (x Caveat) Enum() *Caveat {
+	p := new(Caveat)
+	*p = x
+	return p
+}
+
+func (x Caveat) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Caveat) Descriptor() protoreflect.EnumDescriptor {
+	return file_flowaudit_v1_flow_proto_enumTypes[3].Descriptor()
+}
+
+func (Caveat) Type() protoreflect.EnumType {
+	return &file_flowaudit_v1_flow_proto_enumTypes[3]
+}
+
+func (x Caveat) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Caveat.Descriptor instead.
+func (Caveat) EnumDescriptor() ([]byte, []int) {
+	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{3}
+}
+
 type Reason int32
 
 const (
@@ -242,11 +315,11 @@ func (x Reason) String() string {
 }
 
 func (Reason) Descriptor() protoreflect.EnumDescriptor {
-	return file_flowaudit_v1_flow_proto_enumTypes[3].Descriptor()
+	return file_flowaudit_v1_flow_proto_enumTypes[4].Descriptor()
 }
 
 func (Reason) Type() protoreflect.EnumType {
-	return &file_flowaudit_v1_flow_proto_enumTypes[3]
+	return &file_flowaudit_v1_flow_proto_enumTypes[4]
 }
 
 func (x Reason) Number() protoreflect.EnumNumber {
@@ -255,7 +328,7 @@ func (x Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Reason.Descriptor instead.
 func (Reason) EnumDescriptor() ([]byte, []int) {
-	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{3}
+	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{4}
 }
 
 type EndpointKind int32
@@ -267,6 +340,7 @@ const (
 	EndpointKind_ENDPOINT_KIND_SERVICE     EndpointKind = 3
 	EndpointKind_ENDPOINT_KIND_OUTSIDE     EndpointKind = 4
 	EndpointKind_ENDPOINT_KIND_AMBIGUOUS   EndpointKind = 5
+	EndpointKind_ENDPOINT_KIND_API_SERVER  EndpointKind = 6
 )
 
 // Enum value maps for EndpointKind.
@@ -278,6 +352,7 @@ var (
 		3: "ENDPOINT_KIND_SERVICE",
 		4: "ENDPOINT_KIND_OUTSIDE",
 		5: "ENDPOINT_KIND_AMBIGUOUS",
+		6: "ENDPOINT_KIND_API_SERVER",
 	}
 	EndpointKind_value = map[string]int32{
 		"ENDPOINT_KIND_UNSPECIFIED": 0,
@@ -286,6 +361,7 @@ var (
 		"ENDPOINT_KIND_SERVICE":     3,
 		"ENDPOINT_KIND_OUTSIDE":     4,
 		"ENDPOINT_KIND_AMBIGUOUS":   5,
+		"ENDPOINT_KIND_API_SERVER":  6,
 	}
 )
 
@@ -300,11 +376,11 @@ func (x EndpointKind) String() string {
 }
 
 func (EndpointKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_flowaudit_v1_flow_proto_enumTypes[4].Descriptor()
+	return file_flowaudit_v1_flow_proto_enumTypes[5].Descriptor()
 }
 
 func (EndpointKind) Type() protoreflect.EnumType {
-	return &file_flowaudit_v1_flow_proto_enumTypes[4]
+	return &file_flowaudit_v1_flow_proto_enumTypes[5]
 }
 
 func (x EndpointKind) Number() protoreflect.EnumNumber {
@@ -313,7 +389,7 @@ func (x EndpointKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EndpointKind.Descriptor instead.
 func (EndpointKind) EnumDescriptor() ([]byte, []int) {
-	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{4}
+	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{5}
 }
 
 type GapKind int32
@@ -327,6 +403,7 @@ const (
 	GapKind_GAP_KIND_SOURCE      GapKind = 5
 	GapKind_GAP_KIND_MALFORMED   GapKind = 6
 	GapKind_GAP_KIND_TABLE       GapKind = 7
+	GapKind_GAP_KIND_NAMES       GapKind = 8
 )
 
 // Enum value maps for GapKind.
@@ -340,6 +417,7 @@ var (
 		5: "GAP_KIND_SOURCE",
 		6: "GAP_KIND_MALFORMED",
 		7: "GAP_KIND_TABLE",
+		8: "GAP_KIND_NAMES",
 	}
 	GapKind_value = map[string]int32{
 		"GAP_KIND_UNSPECIFIED": 0,
@@ -350,6 +428,7 @@ var (
 		"GAP_KIND_SOURCE":      5,
 		"GAP_KIND_MALFORMED":   6,
 		"GAP_KIND_TABLE":       7,
+		"GAP_KIND_NAMES":       8,
 	}
 )
 
@@ -364,11 +443,11 @@ func (x GapKind) String() string {
 }
 
 func (GapKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_flowaudit_v1_flow_proto_enumTypes[5].Descriptor()
+	return file_flowaudit_v1_flow_proto_enumTypes[6].Descriptor()
 }
 
 func (GapKind) Type() protoreflect.EnumType {
-	return &file_flowaudit_v1_flow_proto_enumTypes[5]
+	return &file_flowaudit_v1_flow_proto_enumTypes[6]
 }
 
 func (x GapKind) Number() protoreflect.EnumNumber {
@@ -377,7 +456,7 @@ func (x GapKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GapKind.Descriptor instead.
 func (GapKind) EnumDescriptor() ([]byte, []int) {
-	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{5}
+	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{6}
 }
 
 type Scope int32
@@ -410,11 +489,11 @@ func (x Scope) String() string {
 }
 
 func (Scope) Descriptor() protoreflect.EnumDescriptor {
-	return file_flowaudit_v1_flow_proto_enumTypes[6].Descriptor()
+	return file_flowaudit_v1_flow_proto_enumTypes[7].Descriptor()
 }
 
 func (Scope) Type() protoreflect.EnumType {
-	return &file_flowaudit_v1_flow_proto_enumTypes[6]
+	return &file_flowaudit_v1_flow_proto_enumTypes[7]
 }
 
 func (x Scope) Number() protoreflect.EnumNumber {
@@ -423,20 +502,22 @@ func (x Scope) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Scope.Descriptor instead.
 func (Scope) EnumDescriptor() ([]byte, []int) {
-	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{6}
+	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{7}
 }
 
 // Endpoint names one end of a flow as it was at the flow's time.
 type Endpoint struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          EndpointKind           `protobuf:"varint,1,opt,name=kind,proto3,enum=flowaudit.v1.EndpointKind" json:"kind,omitempty"`
-	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Pod           string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
-	WorkloadKind  string                 `protobuf:"bytes,4,opt,name=workload_kind,json=workloadKind,proto3" json:"workload_kind,omitempty"`
-	WorkloadName  string                 `protobuf:"bytes,5,opt,name=workload_name,json=workloadName,proto3" json:"workload_name,omitempty"`
-	Node          string                 `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
-	Identity      uint64                 `protobuf:"fixed64,7,opt,name=identity,proto3" json:"identity,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Kind         EndpointKind           `protobuf:"varint,1,opt,name=kind,proto3,enum=flowaudit.v1.EndpointKind" json:"kind,omitempty"`
+	Namespace    string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Pod          string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
+	WorkloadKind string                 `protobuf:"bytes,4,opt,name=workload_kind,json=workloadKind,proto3" json:"workload_kind,omitempty"`
+	WorkloadName string                 `protobuf:"bytes,5,opt,name=workload_name,json=workloadName,proto3" json:"workload_name,omitempty"`
+	Node         string                 `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
+	Identity     uint64                 `protobuf:"fixed64,7,opt,name=identity,proto3" json:"identity,omitempty"`
+	Labels       map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// candidates are who it could have been, as namespace/name.
+	Candidates    []string `protobuf:"bytes,9,rep,name=candidates,proto3" json:"candidates,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -523,6 +604,13 @@ func (x *Endpoint) GetIdentity() uint64 {
 func (x *Endpoint) GetLabels() map[string]string {
 	if x != nil {
 		return x.Labels
+	}
+	return nil
+}
+
+func (x *Endpoint) GetCandidates() []string {
+	if x != nil {
+		return x.Candidates
 	}
 	return nil
 }
@@ -757,8 +845,15 @@ type Flows struct {
 	TcpFlags        []uint32     `protobuf:"varint,34,rep,packed,name=tcp_flags,json=tcpFlags,proto3" json:"tcp_flags,omitempty"`
 	Cluster         []uint32     `protobuf:"varint,35,rep,packed,name=cluster,proto3" json:"cluster,omitempty"` // cluster; absent if the batch says it for all
 	Node            []uint32     `protobuf:"varint,36,rep,packed,name=node,proto3" json:"node,omitempty"`       // node; absent if the batch says it for all
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// When the connections of a flow began, by which its ends are named, as
+	// milliseconds: the first before start, and the last after the first. Both
+	// columns are absent where that is from start to end for all.
+	NamedBefore   []int64  `protobuf:"zigzag64,37,rep,packed,name=named_before,json=namedBefore,proto3" json:"named_before,omitempty"`
+	NamedFor      []uint64 `protobuf:"varint,38,rep,packed,name=named_for,json=namedFor,proto3" json:"named_for,omitempty"`
+	Named         []bool   `protobuf:"varint,39,rep,packed,name=named,proto3" json:"named,omitempty"`                            // whether the two columns say something of this flow
+	Caveat        []Caveat `protobuf:"varint,40,rep,packed,name=caveat,proto3,enum=flowaudit.v1.Caveat" json:"caveat,omitempty"` // the column may be absent
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Flows) Reset() {
@@ -1022,6 +1117,34 @@ func (x *Flows) GetNode() []uint32 {
 	return nil
 }
 
+func (x *Flows) GetNamedBefore() []int64 {
+	if x != nil {
+		return x.NamedBefore
+	}
+	return nil
+}
+
+func (x *Flows) GetNamedFor() []uint64 {
+	if x != nil {
+		return x.NamedFor
+	}
+	return nil
+}
+
+func (x *Flows) GetNamed() []bool {
+	if x != nil {
+		return x.Named
+	}
+	return nil
+}
+
+func (x *Flows) GetCaveat() []Caveat {
+	if x != nil {
+		return x.Caveat
+	}
+	return nil
+}
+
 // Gap is a time during which a node could not see everything.
 type Gap struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1256,7 +1379,7 @@ var File_flowaudit_v1_flow_proto protoreflect.FileDescriptor
 
 const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\n" +
-	"\x17flowaudit/v1/flow.proto\x12\fflowaudit.v1\"\xdb\x02\n" +
+	"\x17flowaudit/v1/flow.proto\x12\fflowaudit.v1\"\xfb\x02\n" +
 	"\bEndpoint\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.flowaudit.v1.EndpointKindR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x10\n" +
@@ -1265,7 +1388,10 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\rworkload_name\x18\x05 \x01(\tR\fworkloadName\x12\x12\n" +
 	"\x04node\x18\x06 \x01(\tR\x04node\x12\x1a\n" +
 	"\bidentity\x18\a \x01(\x06R\bidentity\x12:\n" +
-	"\x06labels\x18\b \x03(\v2\".flowaudit.v1.Endpoint.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\b \x03(\v2\".flowaudit.v1.Endpoint.LabelsEntryR\x06labels\x12\x1e\n" +
+	"\n" +
+	"candidates\x18\t \x03(\tR\n" +
+	"candidates\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"i\n" +
@@ -1281,7 +1407,7 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x04rule\x18\x04 \x01(\tR\x04rule\x12\x12\n" +
 	"\x04side\x18\x05 \x01(\tR\x04side\"7\n" +
 	"\bPolicies\x12+\n" +
-	"\x04refs\x18\x01 \x03(\v2\x17.flowaudit.v1.PolicyRefR\x04refs\"\xe6\b\n" +
+	"\x04refs\x18\x01 \x03(\v2\x17.flowaudit.v1.PolicyRefR\x04refs\"\xea\t\n" +
 	"\x05Flows\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\fR\taddresses\x124\n" +
 	"\tendpoints\x18\x02 \x03(\v2\x16.flowaudit.v1.EndpointR\tendpoints\x121\n" +
@@ -1320,7 +1446,11 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x0ebytes_received\x18! \x03(\x04R\rbytesReceived\x12\x1b\n" +
 	"\ttcp_flags\x18\" \x03(\rR\btcpFlags\x12\x18\n" +
 	"\acluster\x18# \x03(\rR\acluster\x12\x12\n" +
-	"\x04node\x18$ \x03(\rR\x04node\"\xb0\x01\n" +
+	"\x04node\x18$ \x03(\rR\x04node\x12!\n" +
+	"\fnamed_before\x18% \x03(\x12R\vnamedBefore\x12\x1b\n" +
+	"\tnamed_for\x18& \x03(\x04R\bnamedFor\x12\x14\n" +
+	"\x05named\x18' \x03(\bR\x05named\x12,\n" +
+	"\x06caveat\x18( \x03(\x0e2\x14.flowaudit.v1.CaveatR\x06caveat\"\xb0\x01\n" +
 	"\x03Gap\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12)\n" +
@@ -1355,7 +1485,21 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x13ASSESSMENT_ENFORCED\x10\x02\x12\x19\n" +
 	"\x15ASSESSMENT_UNENFORCED\x10\x03\x12\x1a\n" +
 	"\x16ASSESSMENT_UNEXPLAINED\x10\x04\x12\x19\n" +
-	"\x15ASSESSMENT_UNANSWERED\x10\x05*\x86\x02\n" +
+	"\x15ASSESSMENT_UNANSWERED\x10\x05*\x8f\x02\n" +
+	"\x06Caveat\x12\x16\n" +
+	"\x12CAVEAT_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17CAVEAT_OLDER_CONNECTION\x10\x01\x12\x18\n" +
+	"\x14CAVEAT_RECENT_CHANGE\x10\x02\x12\x17\n" +
+	"\x13CAVEAT_OTHER_POLICY\x10\x03\x12\x13\n" +
+	"\x0fCAVEAT_PROTOCOL\x10\x04\x12\x0e\n" +
+	"\n" +
+	"CAVEAT_END\x10\x05\x12\x19\n" +
+	"\x15CAVEAT_INVALID_POLICY\x10\x06\x12\x0f\n" +
+	"\vCAVEAT_PORT\x10\a\x12\x1b\n" +
+	"\x17CAVEAT_NAMESPACE_LABELS\x10\b\x12\x12\n" +
+	"\x0eCAVEAT_ADDRESS\x10\t\x12\x1b\n" +
+	"\x17CAVEAT_SAME_POD_OR_NODE\x10\n" +
+	"*\x86\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOGGED\x10\x01\x12\x10\n" +
@@ -1369,14 +1513,15 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\vREASON_LOST\x10\t\x12\x14\n" +
 	"\x10REASON_UNTRACKED\x10\n" +
 	"\x12\x17\n" +
-	"\x13REASON_CONTRADICTED\x10\v*\xaf\x01\n" +
+	"\x13REASON_CONTRADICTED\x10\v*\xcd\x01\n" +
 	"\fEndpointKind\x12\x1d\n" +
 	"\x19ENDPOINT_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ENDPOINT_KIND_POD\x10\x01\x12\x16\n" +
 	"\x12ENDPOINT_KIND_NODE\x10\x02\x12\x19\n" +
 	"\x15ENDPOINT_KIND_SERVICE\x10\x03\x12\x19\n" +
 	"\x15ENDPOINT_KIND_OUTSIDE\x10\x04\x12\x1b\n" +
-	"\x17ENDPOINT_KIND_AMBIGUOUS\x10\x05*\xbc\x01\n" +
+	"\x17ENDPOINT_KIND_AMBIGUOUS\x10\x05\x12\x1c\n" +
+	"\x18ENDPOINT_KIND_API_SERVER\x10\x06*\xd0\x01\n" +
 	"\aGapKind\x12\x18\n" +
 	"\x14GAP_KIND_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10GAP_KIND_OVERRUN\x10\x01\x12\x15\n" +
@@ -1385,7 +1530,8 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x11GAP_KIND_DOWNTIME\x10\x04\x12\x13\n" +
 	"\x0fGAP_KIND_SOURCE\x10\x05\x12\x16\n" +
 	"\x12GAP_KIND_MALFORMED\x10\x06\x12\x12\n" +
-	"\x0eGAP_KIND_TABLE\x10\a*&\n" +
+	"\x0eGAP_KIND_TABLE\x10\a\x12\x12\n" +
+	"\x0eGAP_KIND_NAMES\x10\b*&\n" +
 	"\x05Scope\x12\x0e\n" +
 	"\n" +
 	"SCOPE_NODE\x10\x00\x12\r\n" +
@@ -1403,47 +1549,49 @@ func file_flowaudit_v1_flow_proto_rawDescGZIP() []byte {
 	return file_flowaudit_v1_flow_proto_rawDescData
 }
 
-var file_flowaudit_v1_flow_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_flowaudit_v1_flow_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
 var file_flowaudit_v1_flow_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_flowaudit_v1_flow_proto_goTypes = []any{
 	(Verdict)(0),         // 0: flowaudit.v1.Verdict
 	(Direction)(0),       // 1: flowaudit.v1.Direction
 	(Assessment)(0),      // 2: flowaudit.v1.Assessment
-	(Reason)(0),          // 3: flowaudit.v1.Reason
-	(EndpointKind)(0),    // 4: flowaudit.v1.EndpointKind
-	(GapKind)(0),         // 5: flowaudit.v1.GapKind
-	(Scope)(0),           // 6: flowaudit.v1.Scope
-	(*Endpoint)(nil),     // 7: flowaudit.v1.Endpoint
-	(*Service)(nil),      // 8: flowaudit.v1.Service
-	(*PolicyRef)(nil),    // 9: flowaudit.v1.PolicyRef
-	(*Policies)(nil),     // 10: flowaudit.v1.Policies
-	(*Flows)(nil),        // 11: flowaudit.v1.Flows
-	(*Gap)(nil),          // 12: flowaudit.v1.Gap
-	(*NodeCoverage)(nil), // 13: flowaudit.v1.NodeCoverage
-	(*Coverage)(nil),     // 14: flowaudit.v1.Coverage
-	nil,                  // 15: flowaudit.v1.Endpoint.LabelsEntry
+	(Caveat)(0),          // 3: flowaudit.v1.Caveat
+	(Reason)(0),          // 4: flowaudit.v1.Reason
+	(EndpointKind)(0),    // 5: flowaudit.v1.EndpointKind
+	(GapKind)(0),         // 6: flowaudit.v1.GapKind
+	(Scope)(0),           // 7: flowaudit.v1.Scope
+	(*Endpoint)(nil),     // 8: flowaudit.v1.Endpoint
+	(*Service)(nil),      // 9: flowaudit.v1.Service
+	(*PolicyRef)(nil),    // 10: flowaudit.v1.PolicyRef
+	(*Policies)(nil),     // 11: flowaudit.v1.Policies
+	(*Flows)(nil),        // 12: flowaudit.v1.Flows
+	(*Gap)(nil),          // 13: flowaudit.v1.Gap
+	(*NodeCoverage)(nil), // 14: flowaudit.v1.NodeCoverage
+	(*Coverage)(nil),     // 15: flowaudit.v1.Coverage
+	nil,                  // 16: flowaudit.v1.Endpoint.LabelsEntry
 }
 var file_flowaudit_v1_flow_proto_depIdxs = []int32{
-	4,  // 0: flowaudit.v1.Endpoint.kind:type_name -> flowaudit.v1.EndpointKind
-	15, // 1: flowaudit.v1.Endpoint.labels:type_name -> flowaudit.v1.Endpoint.LabelsEntry
-	9,  // 2: flowaudit.v1.Policies.refs:type_name -> flowaudit.v1.PolicyRef
-	7,  // 3: flowaudit.v1.Flows.endpoints:type_name -> flowaudit.v1.Endpoint
-	8,  // 4: flowaudit.v1.Flows.services:type_name -> flowaudit.v1.Service
-	10, // 5: flowaudit.v1.Flows.policies:type_name -> flowaudit.v1.Policies
+	5,  // 0: flowaudit.v1.Endpoint.kind:type_name -> flowaudit.v1.EndpointKind
+	16, // 1: flowaudit.v1.Endpoint.labels:type_name -> flowaudit.v1.Endpoint.LabelsEntry
+	10, // 2: flowaudit.v1.Policies.refs:type_name -> flowaudit.v1.PolicyRef
+	8,  // 3: flowaudit.v1.Flows.endpoints:type_name -> flowaudit.v1.Endpoint
+	9,  // 4: flowaudit.v1.Flows.services:type_name -> flowaudit.v1.Service
+	11, // 5: flowaudit.v1.Flows.policies:type_name -> flowaudit.v1.Policies
 	0,  // 6: flowaudit.v1.Flows.verdict:type_name -> flowaudit.v1.Verdict
 	1,  // 7: flowaudit.v1.Flows.direction:type_name -> flowaudit.v1.Direction
-	3,  // 8: flowaudit.v1.Flows.reason:type_name -> flowaudit.v1.Reason
+	4,  // 8: flowaudit.v1.Flows.reason:type_name -> flowaudit.v1.Reason
 	0,  // 9: flowaudit.v1.Flows.expected:type_name -> flowaudit.v1.Verdict
 	2,  // 10: flowaudit.v1.Flows.assessment:type_name -> flowaudit.v1.Assessment
-	5,  // 11: flowaudit.v1.Gap.kind:type_name -> flowaudit.v1.GapKind
-	6,  // 12: flowaudit.v1.NodeCoverage.scope:type_name -> flowaudit.v1.Scope
-	12, // 13: flowaudit.v1.NodeCoverage.gaps:type_name -> flowaudit.v1.Gap
-	13, // 14: flowaudit.v1.Coverage.nodes:type_name -> flowaudit.v1.NodeCoverage
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	3,  // 11: flowaudit.v1.Flows.caveat:type_name -> flowaudit.v1.Caveat
+	6,  // 12: flowaudit.v1.Gap.kind:type_name -> flowaudit.v1.GapKind
+	7,  // 13: flowaudit.v1.NodeCoverage.scope:type_name -> flowaudit.v1.Scope
+	13, // 14: flowaudit.v1.NodeCoverage.gaps:type_name -> flowaudit.v1.Gap
+	14, // 15: flowaudit.v1.Coverage.nodes:type_name -> flowaudit.v1.NodeCoverage
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_flowaudit_v1_flow_proto_init() }
@@ -1456,7 +1604,7 @@ func file_flowaudit_v1_flow_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flowaudit_v1_flow_proto_rawDesc), len(file_flowaudit_v1_flow_proto_rawDesc)),
-			NumEnums:      7,
+			NumEnums:      8,
 			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,

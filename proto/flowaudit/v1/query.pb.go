@@ -1010,6 +1010,8 @@ type StatusResponse struct {
 	Policies      uint64                 `protobuf:"varint,11,opt,name=policies,proto3" json:"policies,omitempty"`
 	Problems      []string               `protobuf:"bytes,12,rep,name=problems,proto3" json:"problems,omitempty"`
 	Agents        []*Agent               `protobuf:"bytes,13,rep,name=agents,proto3" json:"agents,omitempty"`
+	Ambiguous     uint64                 `protobuf:"varint,14,opt,name=ambiguous,proto3" json:"ambiguous,omitempty"` // flows with an end that more than one pod could have been
+	Cluster       *ClusterState          `protobuf:"bytes,15,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1135,6 +1137,145 @@ func (x *StatusResponse) GetAgents() []*Agent {
 	return nil
 }
 
+func (x *StatusResponse) GetAmbiguous() uint64 {
+	if x != nil {
+		return x.Ambiguous
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetCluster() *ClusterState {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+// ClusterState is what the collector knows of the cluster, and how well.
+type ClusterState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // the API server's address, or a directory of manifests; empty if none
+	Away          bool                   `protobuf:"varint,2,opt,name=away,proto3" json:"away,omitempty"`    // the API server cannot be reached
+	Heard         int64                  `protobuf:"varint,3,opt,name=heard,proto3" json:"heard,omitempty"`  // Unix milliseconds of when it was last heard
+	Skew          int64                  `protobuf:"varint,4,opt,name=skew,proto3" json:"skew,omitempty"`    // milliseconds that its clock is ahead of the collector's
+	Namespaces    uint64                 `protobuf:"varint,5,opt,name=namespaces,proto3" json:"namespaces,omitempty"`
+	Services      uint64                 `protobuf:"varint,6,opt,name=services,proto3" json:"services,omitempty"`
+	Nodes         uint64                 `protobuf:"varint,7,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	Identities    uint64                 `protobuf:"varint,8,opt,name=identities,proto3" json:"identities,omitempty"`
+	Remembered    uint64                 `protobuf:"varint,9,opt,name=remembered,proto3" json:"remembered,omitempty"`                      // past holders of addresses
+	Forgotten     uint64                 `protobuf:"varint,10,opt,name=forgotten,proto3" json:"forgotten,omitempty"`                       // past holders let go before their time
+	PolicyKinds   []string               `protobuf:"bytes,11,rep,name=policy_kinds,json=policyKinds,proto3" json:"policy_kinds,omitempty"` // kinds of policy beside NetworkPolicy that the cluster has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterState) Reset() {
+	*x = ClusterState{}
+	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterState) ProtoMessage() {}
+
+func (x *ClusterState) ProtoReflect() protoreflect.Message {
+	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterState.ProtoReflect.Descriptor instead.
+func (*ClusterState) Descriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ClusterState) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ClusterState) GetAway() bool {
+	if x != nil {
+		return x.Away
+	}
+	return false
+}
+
+func (x *ClusterState) GetHeard() int64 {
+	if x != nil {
+		return x.Heard
+	}
+	return 0
+}
+
+func (x *ClusterState) GetSkew() int64 {
+	if x != nil {
+		return x.Skew
+	}
+	return 0
+}
+
+func (x *ClusterState) GetNamespaces() uint64 {
+	if x != nil {
+		return x.Namespaces
+	}
+	return 0
+}
+
+func (x *ClusterState) GetServices() uint64 {
+	if x != nil {
+		return x.Services
+	}
+	return 0
+}
+
+func (x *ClusterState) GetNodes() uint64 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *ClusterState) GetIdentities() uint64 {
+	if x != nil {
+		return x.Identities
+	}
+	return 0
+}
+
+func (x *ClusterState) GetRemembered() uint64 {
+	if x != nil {
+		return x.Remembered
+	}
+	return 0
+}
+
+func (x *ClusterState) GetForgotten() uint64 {
+	if x != nil {
+		return x.Forgotten
+	}
+	return 0
+}
+
+func (x *ClusterState) GetPolicyKinds() []string {
+	if x != nil {
+		return x.PolicyKinds
+	}
+	return nil
+}
+
 type Agent struct {
 	state                 protoimpl.MessageState `protogen:"open.v1"`
 	Node                  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1148,15 +1289,17 @@ type Agent struct {
 	Connections           uint64                 `protobuf:"varint,9,opt,name=connections,proto3" json:"connections,omitempty"`
 	Sources               []string               `protobuf:"bytes,10,rep,name=sources,proto3" json:"sources,omitempty"`
 	Limits                []string               `protobuf:"bytes,11,rep,name=limits,proto3" json:"limits,omitempty"`
-	Gaps                  []*Gap                 `protobuf:"bytes,12,rep,name=gaps,proto3" json:"gaps,omitempty"` // of the last hour
-	Contradicted          uint64                 `protobuf:"varint,13,opt,name=contradicted,proto3" json:"contradicted,omitempty"`
+	Notes                 []string               `protobuf:"bytes,15,rep,name=notes,proto3" json:"notes,omitempty"`                // which sources were chosen, and why
+	Gaps                  []*Gap                 `protobuf:"bytes,12,rep,name=gaps,proto3" json:"gaps,omitempty"`                  // of the last hour
+	Skew                  int64                  `protobuf:"varint,13,opt,name=skew,proto3" json:"skew,omitempty"`                 // milliseconds that the API server's clock is ahead of the node's
+	Contradicted          uint64                 `protobuf:"varint,16,opt,name=contradicted,proto3" json:"contradicted,omitempty"` // logged refusals of connections that conntrack showed established
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1311,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1324,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{16}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Agent) GetNode() string {
@@ -1261,11 +1404,25 @@ func (x *Agent) GetLimits() []string {
 	return nil
 }
 
+func (x *Agent) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
 func (x *Agent) GetGaps() []*Gap {
 	if x != nil {
 		return x.Gaps
 	}
 	return nil
+}
+
+func (x *Agent) GetSkew() int64 {
+	if x != nil {
+		return x.Skew
+	}
+	return 0
 }
 
 func (x *Agent) GetContradicted() uint64 {
@@ -1352,7 +1509,7 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
 	"\adefault\x18\x03 \x01(\tR\adefault\x12\x1a\n" +
 	"\brequired\x18\x04 \x01(\bR\brequired\"\x0f\n" +
-	"\rStatusRequest\"\xeb\x02\n" +
+	"\rStatusRequest\"\xbf\x03\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\astarted\x18\x02 \x01(\x03R\astarted\x12\x14\n" +
@@ -1367,7 +1524,28 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	" \x01(\x04R\x04pods\x12\x1a\n" +
 	"\bpolicies\x18\v \x01(\x04R\bpolicies\x12\x1a\n" +
 	"\bproblems\x18\f \x03(\tR\bproblems\x12+\n" +
-	"\x06agents\x18\r \x03(\v2\x13.flowaudit.v1.AgentR\x06agents\"\xb4\x03\n" +
+	"\x06agents\x18\r \x03(\v2\x13.flowaudit.v1.AgentR\x06agents\x12\x1c\n" +
+	"\tambiguous\x18\x0e \x01(\x04R\tambiguous\x124\n" +
+	"\acluster\x18\x0f \x01(\v2\x1a.flowaudit.v1.ClusterStateR\acluster\"\xb7\x02\n" +
+	"\fClusterState\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
+	"\x04away\x18\x02 \x01(\bR\x04away\x12\x14\n" +
+	"\x05heard\x18\x03 \x01(\x03R\x05heard\x12\x12\n" +
+	"\x04skew\x18\x04 \x01(\x03R\x04skew\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x05 \x01(\x04R\n" +
+	"namespaces\x12\x1a\n" +
+	"\bservices\x18\x06 \x01(\x04R\bservices\x12\x14\n" +
+	"\x05nodes\x18\a \x01(\x04R\x05nodes\x12\x1e\n" +
+	"\n" +
+	"identities\x18\b \x01(\x04R\n" +
+	"identities\x12\x1e\n" +
+	"\n" +
+	"remembered\x18\t \x01(\x04R\n" +
+	"remembered\x12\x1c\n" +
+	"\tforgotten\x18\n" +
+	" \x01(\x04R\tforgotten\x12!\n" +
+	"\fpolicy_kinds\x18\v \x03(\tR\vpolicyKinds\"\xde\x03\n" +
 	"\x05Agent\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12)\n" +
@@ -1380,9 +1558,11 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\vconnections\x18\t \x01(\x04R\vconnections\x12\x18\n" +
 	"\asources\x18\n" +
 	" \x03(\tR\asources\x12\x16\n" +
-	"\x06limits\x18\v \x03(\tR\x06limits\x12%\n" +
-	"\x04gaps\x18\f \x03(\v2\x11.flowaudit.v1.GapR\x04gaps\x12\"\n" +
-	"\fcontradicted\x18\r \x01(\x04R\fcontradicted*]\n" +
+	"\x06limits\x18\v \x03(\tR\x06limits\x12\x14\n" +
+	"\x05notes\x18\x0f \x03(\tR\x05notes\x12%\n" +
+	"\x04gaps\x18\f \x03(\v2\x11.flowaudit.v1.GapR\x04gaps\x12\x12\n" +
+	"\x04skew\x18\r \x01(\x03R\x04skew\x12\"\n" +
+	"\fcontradicted\x18\x10 \x01(\x04R\fcontradicted*]\n" +
 	"\aLabelOp\x12\x0f\n" +
 	"\vLABEL_OP_IN\x10\x00\x12\x13\n" +
 	"\x0fLABEL_OP_NOT_IN\x10\x01\x12\x13\n" +
@@ -1407,7 +1587,7 @@ func file_flowaudit_v1_query_proto_rawDescGZIP() []byte {
 }
 
 var file_flowaudit_v1_query_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_flowaudit_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_flowaudit_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_flowaudit_v1_query_proto_goTypes = []any{
 	(LabelOp)(0),               // 0: flowaudit.v1.LabelOp
 	(*PodPrefix)(nil),          // 1: flowaudit.v1.PodPrefix
@@ -1426,16 +1606,17 @@ var file_flowaudit_v1_query_proto_goTypes = []any{
 	(*Argument)(nil),           // 14: flowaudit.v1.Argument
 	(*StatusRequest)(nil),      // 15: flowaudit.v1.StatusRequest
 	(*StatusResponse)(nil),     // 16: flowaudit.v1.StatusResponse
-	(*Agent)(nil),              // 17: flowaudit.v1.Agent
-	nil,                        // 18: flowaudit.v1.RunRequest.ArgumentsEntry
-	(Verdict)(0),               // 19: flowaudit.v1.Verdict
-	(Direction)(0),             // 20: flowaudit.v1.Direction
-	(Assessment)(0),            // 21: flowaudit.v1.Assessment
-	(*Flows)(nil),              // 22: flowaudit.v1.Flows
-	(*Coverage)(nil),           // 23: flowaudit.v1.Coverage
-	(*structpb.ListValue)(nil), // 24: google.protobuf.ListValue
-	(Scope)(0),                 // 25: flowaudit.v1.Scope
-	(*Gap)(nil),                // 26: flowaudit.v1.Gap
+	(*ClusterState)(nil),       // 17: flowaudit.v1.ClusterState
+	(*Agent)(nil),              // 18: flowaudit.v1.Agent
+	nil,                        // 19: flowaudit.v1.RunRequest.ArgumentsEntry
+	(Verdict)(0),               // 20: flowaudit.v1.Verdict
+	(Direction)(0),             // 21: flowaudit.v1.Direction
+	(Assessment)(0),            // 22: flowaudit.v1.Assessment
+	(*Flows)(nil),              // 23: flowaudit.v1.Flows
+	(*Coverage)(nil),           // 24: flowaudit.v1.Coverage
+	(*structpb.ListValue)(nil), // 25: google.protobuf.ListValue
+	(Scope)(0),                 // 26: flowaudit.v1.Scope
+	(*Gap)(nil),                // 27: flowaudit.v1.Gap
 }
 var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	0,  // 0: flowaudit.v1.LabelTerm.op:type_name -> flowaudit.v1.LabelOp
@@ -1445,35 +1626,36 @@ var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	4,  // 4: flowaudit.v1.Selector.either:type_name -> flowaudit.v1.Ends
 	4,  // 5: flowaudit.v1.Selector.from:type_name -> flowaudit.v1.Ends
 	4,  // 6: flowaudit.v1.Selector.to:type_name -> flowaudit.v1.Ends
-	19, // 7: flowaudit.v1.Selector.verdicts:type_name -> flowaudit.v1.Verdict
-	20, // 8: flowaudit.v1.Selector.directions:type_name -> flowaudit.v1.Direction
-	21, // 9: flowaudit.v1.Selector.assessments:type_name -> flowaudit.v1.Assessment
+	20, // 7: flowaudit.v1.Selector.verdicts:type_name -> flowaudit.v1.Verdict
+	21, // 8: flowaudit.v1.Selector.directions:type_name -> flowaudit.v1.Direction
+	22, // 9: flowaudit.v1.Selector.assessments:type_name -> flowaudit.v1.Assessment
 	5,  // 10: flowaudit.v1.Filter.match:type_name -> flowaudit.v1.Selector
 	5,  // 11: flowaudit.v1.Filter.not:type_name -> flowaudit.v1.Selector
 	6,  // 12: flowaudit.v1.ObserveRequest.filter:type_name -> flowaudit.v1.Filter
-	22, // 13: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
-	23, // 14: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
-	18, // 15: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
-	24, // 16: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
-	23, // 17: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
+	23, // 13: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
+	24, // 14: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
+	19, // 15: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
+	25, // 16: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
+	24, // 17: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
 	13, // 18: flowaudit.v1.ListResponse.questions:type_name -> flowaudit.v1.Question
 	14, // 19: flowaudit.v1.Question.arguments:type_name -> flowaudit.v1.Argument
-	17, // 20: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
-	25, // 21: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
-	26, // 22: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
-	7,  // 23: flowaudit.v1.Query.Observe:input_type -> flowaudit.v1.ObserveRequest
-	9,  // 24: flowaudit.v1.Query.Run:input_type -> flowaudit.v1.RunRequest
-	11, // 25: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
-	15, // 26: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
-	8,  // 27: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
-	10, // 28: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
-	12, // 29: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
-	16, // 30: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
-	27, // [27:31] is the sub-list for method output_type
-	23, // [23:27] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	18, // 20: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
+	17, // 21: flowaudit.v1.StatusResponse.cluster:type_name -> flowaudit.v1.ClusterState
+	26, // 22: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
+	27, // 23: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
+	7,  // 24: flowaudit.v1.Query.Observe:input_type -> flowaudit.v1.ObserveRequest
+	9,  // 25: flowaudit.v1.Query.Run:input_type -> flowaudit.v1.RunRequest
+	11, // 26: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
+	15, // 27: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
+	8,  // 28: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
+	10, // 29: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
+	12, // 30: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
+	16, // 31: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
+	28, // [28:32] is the sub-list for method output_type
+	24, // [24:28] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_flowaudit_v1_query_proto_init() }
@@ -1488,7 +1670,7 @@ func file_flowaudit_v1_query_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flowaudit_v1_query_proto_rawDesc), len(file_flowaudit_v1_query_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

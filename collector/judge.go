@@ -1,0 +1,151 @@
+package collector
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/flowaudit/flowaudit/flow"
+	"github.com/flowaudit/flowaudit/kube"
+	"github.com/flowaudit/flowaudit/policy"
+)
+
+// judge says of each flow what the policies of its time say about it.
+type judge struct {
+	history *history
+	classes *policy.Classes
+	index   podIndex
+	// otherPolicies reports whether another kind of policy than NetworkPolicy
+	// is in use in the cluster, which this engine does not know.
+	otherPolicies func() bool
+}
+
+// podIndex says what policies could see of the pod that held an address.
+type podIndex interface {
+	Endpoint(addr netip.Addr, at time.Time) *flow.Endpoint
+	Pod(addr netip.Addr, at time.Time) *kube.Pod // nil if no pod surely held it
+}
+
+// settleTime is how long a network plugin may take to program a change.
+// Within it, traffic that policies deny says nothing about enforcement.
+const settleTime = 30 * time.Second
+
+// flows judges flows in place. Those of one batch share endpoints by pointer,
+// so that an end is looked at once a batch.
+func (j *judge) flows(flows []flow.Flow) {
+	ends := make(map[end]policy.End)
+	for i := range flows {
+		j.flow(&flows[i], ends)
+	}
+}
+
+// end is what tells the ends of a batch's flows apart.
+type end struct {
+	addr     netip.Addr
+	endpoint *flow.Endpoint
+}
+
+func (j *judge) flow(f *flow.Flow, ends map[end]policy.End) {
+	at, _ := f.Named() // when its connections began
+	state := j.history.at(at)
+	c := policy.Connection{
+		Src: j.end(f.Src, f.Source, at, state, ends), Dst: j.end(f.Dst, f.Destination, at, state, ends),
+		Protocol: f.Protocol, Port: f.Port,
+	}
+	if f.TranslatedSrc.IsValid() && f.TranslatedSrc != f.Src {
+		c.Seen = j.end(f.TranslatedSrc, j.index.Endpoint(f.TranslatedSrc, at), at, state, ends)
+	}
+	d := state.Decide(&c)
+	f.Expected = d.Verdict
+	if len(f.Policies) == 0 { // what the network plugin itself names is better evidence
+		f.Policies = d.Policies()
+	}
+	f.Assessment = flow.Assess(f.Verdict, f.Expected)
+	j.excuse(f, at, &d)
+}
+
+// excuse says why an assessment is not held against anybody.
+func (j *judge) excuse(f *flow.Flow, at time.Time, d *policy.Decision) {
+	older := f.Caveat == flow.CaveatOlder || f.Connections == 0 // an earlier window counted it
+	f.Caveat = flow.CaveatNone
+	if f.Expected == flow.VerdictUnknown {
+		f.Caveat = caveatOf(d)
+		return
+	}
+	if j.otherPolicies() && (f.Assessment == flow.AssessmentUnenforced || f.Assessment == flow.AssessmentUnexplained) {
+		f.Expected, f.Assessment, f.Caveat = flow.VerdictUnknown, flow.AssessmentUnknown, flow.CaveatOtherPolicy
+		return
+	}
+	switch {
+	case f.Assessment != flow.AssessmentUnenforced && f.Assessment != flow.AssessmentUnexplained:
+		return
+	case older && f.Assessment == flow.AssessmentUnenforced:
+		f.Caveat = flow.CaveatOlder
+	case j.history.changedWithin(at.Add(-settleTime), f.End):
+		f.Caveat = flow.CaveatRecent
+	default:
+		return
+	}
+	f.Assessment = flow.AssessmentUnknown
+}
+
+// caveatOf is why a decision is unknown.
+func caveatOf(d *policy.Decision) flow.Caveat {
+	for _, s := range []*policy.Side{&d.Egress, &d.Ingress} {
+		if s.Verdict != flow.VerdictUnknown {
+			continue
+		}
+		switch s.Reason {
+		case policy.ReasonProtocol:
+			return flow.CaveatProtocol
+		case policy.ReasonInvalid:
+			return flow.CaveatInvalid
+		case policy.ReasonPort:
+			return flow.CaveatPort
+		case policy.ReasonNamespace:
+			return flow.CaveatNamespace
+		case policy.ReasonAddress:
+			return flow.CaveatAddress
+		case policy.ReasonSame:
+			return flow.CaveatSame
+		}
+		return flow.CaveatEnd
+	}
+	return flow.CaveatEnd
+}
+
+// end describes one end of a flow to the policies.
+func (j *judge) end(addr netip.Addr, e *flow.Endpoint, at time.Time, state *policy.Snapshot, ends map[end]policy.End) policy.End {
+	key := end{addr, e}
+	p, ok := ends[key]
+	if !ok {
+		p = j.describe(addr, e, at, state)
+		ends[key] = p
+	}
+	return p
+}
+
+func (j *judge) describe(addr netip.Addr, e *flow.Endpoint, at time.Time, state *policy.Snapshot) policy.End {
+	if e == nil {
+		return policy.End{Addr: addr}
+	}
+	out := policy.End{Kind: e.Kind, Addr: addr, Node: e.Node}
+	if e.Kind != flow.EndpointPod {
+		return out
+	}
+	// Where only the agent knew the pod, its stable labels are all that is left.
+	p := policy.Pod{Namespace: e.Namespace, Name: e.Pod, Labels: e.Labels, PortsUnknown: true, Node: e.Node}
+	if known := j.index.Pod(addr, at); known != nil && known.Namespace == e.Namespace && known.Pod == e.Pod {
+		p.Labels, p.Ports, p.PortsUnknown = known.AllLabels, namedPorts(known.Ports), false
+	}
+	p.NamespaceLabels = state.NamespaceLabels(e.Namespace)
+	out.Class, out.Pod = j.classes.Of(&p), e.Pod
+	return out
+}
+
+func namedPorts(ports []flow.NamedPort) []policy.NamedPort {
+	out := make([]policy.NamedPort, len(ports))
+	for i, p := range ports {
+		out[i] = policy.NamedPort(p)
+	}
+	return out
+}
