@@ -73,6 +73,8 @@ need-build:
 need-kernel:
 	$(call need,ip,iproute2)
 	$(call need,nft,nftables)
+	$(call need,iptables-restore,iptables)
+	$(call need,ipset,ipset)
 
 need-bench:
 	$(call need,conntrack,conntrack)

@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/flowaudit/flowaudit/agent/nflog"
 	"github.com/flowaudit/flowaudit/flow"
+	"github.com/flowaudit/flowaudit/kube"
 	"github.com/flowaudit/flowaudit/proto/dial"
 )
 
@@ -21,9 +24,13 @@ type Options struct {
 	Collector dial.Options
 	Version   string
 
+	Sources      []Choice // beside NFLOG and Conntrack
 	NFLOG        []nflog.Group
 	Conntrack    bool
-	DumpInterval time.Duration // 0 takes the source's default
+	DumpInterval time.Duration  // 0 takes the source's default
+	Tap          bool           // log attempts by rules of our own
+	TapGroup     uint16         // NFLOG group of the tap
+	TapPods      []netip.Prefix // what the tap is limited to; empty for everything
 
 	Window           time.Duration
 	UnansweredAfter  time.Duration
@@ -33,8 +40,9 @@ type Options struct {
 	MaxQueue         int  // flows that wait for the collector
 	ConfirmedAllowed Confirmed
 
-	Manifests string // directory of cluster objects; empty for none
-	StateDir  string // where live connections outlast a restart; empty for nowhere
+	Manifests string      // directory of cluster objects; empty for none
+	Access    kube.Access // to the API server, if one is to be asked
+	StateDir  string      // where live connections outlast a restart; empty for nowhere
 	Log       *slog.Logger
 }
 
@@ -55,6 +63,7 @@ func DefaultOptions() Options {
 	return Options{
 		Cluster:          "default",
 		Conntrack:        true,
+		TapGroup:         4242,
 		Window:           10 * time.Second,
 		UnansweredAfter:  10 * time.Second,
 		MaxConnections:   1 << 20,
@@ -74,11 +83,20 @@ func (o *Options) Validate() error {
 	if o.Scope == flow.ScopePod && (o.Pod.Name == "" || o.Pod.Namespace == "") {
 		bad("--scope=pod needs the pod's own name and namespace: set POD_NAME and POD_NAMESPACE by the downward API")
 	}
-	if len(o.NFLOG) == 0 && !o.Conntrack {
-		bad("nothing to read: give --nflog-group, or leave --conntrack on")
+	if len(o.Sources) == 0 && len(o.NFLOG) == 0 && !o.Conntrack {
+		bad("nothing to read: give --source or --nflog-group, or leave --conntrack on")
+	}
+	if o.Tap && !o.Conntrack {
+		bad("--tap needs --conntrack: an attempt was refused when conntrack never confirms it")
 	}
 	if o.Collector.Address == "" {
 		bad("--collector is empty: give host:port or unix:PATH")
+	}
+	if err := o.Access.Validate(o.Manifests); err != nil {
+		errs = append(errs, err)
+	}
+	if o.Access.Wanted() && o.Scope == flow.ScopePod {
+		bad("--scope=pod asks no API server: its own name comes by the downward API, the rest from the collector")
 	}
 	if o.Window < time.Second || o.Window > time.Hour {
 		bad("--window %s: want 1s to 1h", o.Window)
@@ -86,9 +104,15 @@ func (o *Options) Validate() error {
 	if o.UnansweredAfter < time.Second {
 		bad("--unanswered-after %s: want at least 1s", o.UnansweredAfter)
 	}
-	for name, n := range map[string]int{"--max-connections": o.MaxConnections, "--max-flows": o.MaxFlows, "--max-queue": o.MaxQueue} {
-		if n < 1000 {
-			bad("%s %d: want at least 1000", name, n)
+	if o.DumpInterval < 0 {
+		bad("--dump-interval %s: want a time, or 0 for the default", o.DumpInterval)
+	}
+	for _, limit := range []struct {
+		flag string
+		n    int
+	}{{"--max-connections", o.MaxConnections}, {"--max-flows", o.MaxFlows}, {"--max-queue", o.MaxQueue}} {
+		if limit.n < 1000 {
+			bad("%s %d: want at least 1000", limit.flag, limit.n)
 		}
 	}
 	switch o.ConfirmedAllowed {
@@ -96,18 +120,27 @@ func (o *Options) Validate() error {
 	default:
 		bad("--trust-confirmed %q: want auto, yes or no", o.ConfirmedAllowed)
 	}
+	for i, c := range o.Sources {
+		if slices.ContainsFunc(o.Sources[:i], func(before Choice) bool { return before.Name == c.Name && (before == c || single(c.Name)) }) {
+			bad("--source %s is given twice", c.Name)
+		}
+	}
 	seen := make(map[uint16]bool)
+	if o.Tap {
+		seen[o.TapGroup] = true
+	}
 	for _, g := range o.NFLOG {
 		if seen[g.Number] {
-			bad("--nflog-group %d is given twice", g.Number)
+			bad("--nflog-group %d is given twice, or is the tap's: see --tap-group", g.Number)
 		}
 		seen[g.Number] = true
 	}
 	return errors.Join(errs...)
 }
 
-// confirmed decides whether confirmed connections to local pods are allowed ones.
-func (o *Options) confirmed() bool {
+// confirmed decides whether confirmed connections to local pods are allowed
+// ones. elsewhere says that something else than netfilter enforces.
+func (o *Options) confirmed(elsewhere bool) bool {
 	switch o.ConfirmedAllowed {
 	case ConfirmedTrust:
 		return true
@@ -115,7 +148,7 @@ func (o *Options) confirmed() bool {
 		return false
 	}
 	// What reaches a pod's own namespace has passed whatever enforces.
-	return o.Scope == flow.ScopePod || len(o.NFLOG) > 0
+	return o.Scope == flow.ScopePod || (len(o.NFLOG) > 0 || o.Tap) && !elsewhere
 }
 
 // reporter names who reports: pods of one node must not be taken for one.

@@ -26,7 +26,7 @@ func (t *table) foundAtStart(k *connKey, o *flow.Observation) {
 	if c == nil {
 		return
 	}
-	if _, ok := t.known[*k]; !ok && o.Counted {
+	if _, ok := t.known[*k]; !ok {
 		c.sent, c.received, c.found = o.Sent, o.Received, true
 	}
 }
@@ -73,6 +73,11 @@ func (t *table) finish(k *connKey, c *conn, at int64) {
 
 // unanswered counts a connection that had no reply.
 func (t *table) unanswered(k *connKey, c *conn, at int64) {
+	if t.Confirmed && t.window.localPod(addr(c.dst), c.start) {
+		// The pod was not known yet when its connection was confirmed.
+		t.count(k, c, flow.VerdictAllowed, flow.ReasonConfirmed, at)
+		return
+	}
 	reason := c.reason
 	if reason == flow.ReasonNone {
 		reason = flow.ReasonNoReply
@@ -100,9 +105,7 @@ func (t *table) earlyFlows() []flow.Flow {
 	}
 	out := make([]flow.Flow, 0, len(t.early))
 	for _, k := range t.early {
-		if i, ok := t.window.index[k]; ok && !t.window.flows[i].empty() {
-			out = append(out, t.window.flows[i].take())
-		}
+		out = append(out, t.window.takeKey(k)...)
 	}
 	t.early = t.early[:0]
 	return out
@@ -111,6 +114,7 @@ func (t *table) earlyFlows() []flow.Flow {
 // closeWindow ends the window at a time and gives its flows.
 func (t *table) closeWindow(now time.Time) []flow.Flow {
 	t.expire(now.UnixNano())
+	t.settle(now.UnixNano(), false)
 	t.early = t.early[:0]
 	t.forgetDenials(now.UnixNano())
 	return t.window.close()

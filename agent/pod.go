@@ -109,6 +109,14 @@ func (n *podNames) Endpoint(addr netip.Addr, _ time.Time) *flow.Endpoint {
 	return nil
 }
 
+// Holder implements namer.
+func (n *podNames) Holder(addr netip.Addr, from, _ time.Time) (*flow.Endpoint, time.Duration) {
+	return n.Endpoint(addr, from), 0
+}
+
+// Version implements namer: the answers never change.
+func (n *podNames) Version() uint64 { return 0 }
+
 // podLimits says what cannot be seen from inside a pod.
 func podLimits() []string {
 	return []string{

@@ -22,6 +22,12 @@ type fakeNames map[netip.Addr]*flow.Endpoint
 
 func (n fakeNames) Endpoint(a netip.Addr, _ time.Time) *flow.Endpoint { return n[a] }
 
+func (n fakeNames) Holder(a netip.Addr, _, _ time.Time) (*flow.Endpoint, time.Duration) {
+	return n[a], 0
+}
+
+func (n fakeNames) Version() uint64 { return 0 }
+
 func names() fakeNames {
 	return fakeNames{
 		web: {Kind: flow.EndpointPod, Namespace: "shop", Pod: "web", Node: "n1"},

@@ -12,7 +12,7 @@ import (
 // agents remembers what each agent last said about itself.
 type agents struct {
 	mu    sync.Mutex
-	known map[string]*agentRecord // by instance
+	known map[agentKey]*agentRecord
 }
 
 // agentRecord is one agent as the collector knows it.
@@ -32,26 +32,40 @@ const (
 	maxAgentGap = 1000
 )
 
-func newAgents() *agents { return &agents{known: make(map[string]*agentRecord)} }
+func newAgents() *agents { return &agents{known: make(map[agentKey]*agentRecord)} }
 
-// saw takes in what a batch says about its agent.
-func (a *agents) saw(b *flow.Batch) {
-	now := time.Now()
+// agentKey tells agents apart: instances are unique in one cluster only.
+type agentKey struct{ cluster, instance string }
+
+func keyOfAgent(b *flow.Batch) agentKey { return agentKey{b.Key.Cluster, b.Key.Instance} }
+
+// heard takes in what a batch says about its agent, stored or not.
+func (a *agents) heard(b *flow.Batch) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	r := a.known[b.Key.Instance]
+	r := a.known[keyOfAgent(b)]
 	if r == nil {
 		r = &agentRecord{instance: b.Key.Instance}
-		a.known[b.Key.Instance] = r
+		a.known[keyOfAgent(b)] = r
 	}
 	if !r.status.Started.Equal(b.Agent.Started) {
 		r.observations = rate{}
 	}
-	r.node, r.scope, r.status, r.lastSeen = b.Node, b.Scope, b.Agent, now
+	r.node, r.scope, r.status, r.lastSeen = b.Node, b.Scope, b.Agent, time.Now()
+}
+
+// stored counts what a batch has brought; what is sent again counts once.
+func (a *agents) stored(b *flow.Batch) {
+	now := time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := a.known[keyOfAgent(b)]
+	if r == nil {
+		return // not seen for a day, and forgotten
+	}
 	r.flowRate.add(now, float64(len(b.Flows)))
 	r.observations.total(now, float64(b.Agent.Observations))
 	r.gaps = append(r.gaps, b.Gaps...)
-	r.gaps = slices.DeleteFunc(r.gaps, func(g flow.Gap) bool { return now.Sub(g.End) > gapMemory })
 	if n := len(r.gaps); n > maxAgentGap {
 		r.gaps = r.gaps[n-maxAgentGap:]
 	}
@@ -63,11 +77,13 @@ func (a *agents) list() []agentRecord {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var out []agentRecord
-	for instance, r := range a.known {
+	for key, r := range a.known {
 		if now.Sub(r.lastSeen) > agentMemory {
-			delete(a.known, instance)
+			delete(a.known, key)
 			continue
 		}
+		// Also of an agent that is silent: old losses end, whoever reports.
+		r.gaps = slices.DeleteFunc(r.gaps, func(g flow.Gap) bool { return now.Sub(g.End) > gapMemory })
 		c := *r
 		c.gaps = slices.Clone(r.gaps)
 		out = append(out, c)
@@ -92,8 +108,8 @@ const rateSpan = 30 * time.Second
 // add counts n events at a time.
 func (r *rate) add(now time.Time, n float64) {
 	if !r.begun {
+		// What came first was gathered before there was a time to divide by.
 		r.begun, r.since = true, now
-		r.count = n
 		return
 	}
 	r.count += n
@@ -107,10 +123,6 @@ func (r *rate) add(now time.Time, n float64) {
 
 // total takes a counter that only grows.
 func (r *rate) total(now time.Time, v float64) {
-	n := max(0, v-r.last)
-	if !r.begun {
-		n = 0
-	}
+	r.add(now, max(0, v-r.last))
 	r.last = v
-	r.add(now, n)
 }

@@ -10,17 +10,21 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/kube"
+	"github.com/flowaudit/flowaudit/policy"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
 // Options configure a collector.
 type Options struct {
 	Listen    ListenOptions
+	Cluster   string        // whose objects these are; flows of another cluster are stored as they come
 	Manifests string        // directory of cluster objects; empty for none
+	Access    kube.Access   // to the API server, if one is to be asked
 	Retain    time.Duration // how long flows are kept; 0 keeps them all
 	Version   string
 	Log       *slog.Logger
@@ -35,6 +39,9 @@ func (o *Options) Validate() error {
 	if o.Retain < 0 {
 		return fmt.Errorf("--retain %s: a time to keep flows cannot be negative", o.Retain)
 	}
+	if err := o.Access.Validate(o.Manifests); err != nil {
+		return err
+	}
 	return o.Listen.validate()
 }
 
@@ -47,34 +54,123 @@ const (
 // Run collects and answers until ctx ends, then finishes what is under way.
 func Run(ctx context.Context, o Options) (err error) {
 	defer func() { err = errors.Join(err, o.Store.Close()) }()
-	c := &collector{Options: o, index: kube.NewIndex(), agents: newAgents(), hub: newHub(), started: time.Now()}
-	c.committer = newCommitter(o.Store, c.hub.publish)
-	c.ingest = &ingest{commit: c.committer, index: c.index, agents: c.agents, log: o.Log}
-	return c.run(ctx)
+	creds, err := o.Listen.credentials()
+	if err != nil {
+		return err
+	}
+	listener, err := o.Listen.listen()
+	if err != nil {
+		return err
+	}
+	c, err := newCollector(o)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	return c.serve(ctx, listener, creds)
 }
 
 type collector struct {
 	Options
 	index     *kube.Index
+	watch     *kube.Watch // nil if no API server is asked
 	agents    *agents
 	hub       *hub
 	committer *committer
 	ingest    *ingest
+	timeline  *timeline
+	ready     chan struct{} // closed when agents' batches can be named
 	started   time.Time
 }
 
-func (c *collector) run(ctx context.Context) error {
-	server, listener, err := c.server()
+func newCollector(o Options) (*collector, error) {
+	c := &collector{Options: o, agents: newAgents(), hub: newHub(), ready: make(chan struct{}), started: time.Now()}
+	history, err := newHistory()
 	if err != nil {
-		return err
+		return nil, err
+	}
+	c.timeline = newTimeline(o.Store, history, o.Cluster, o.Log)
+	c.index = kube.New(kube.Options{Changed: c.timeline.changed, Slack: clockSlack})
+	c.committer = newCommitter(o.Store, c.hub.publish)
+	c.ingest = &ingest{
+		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), skew: c.skew,
+		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index, otherPolicies: c.otherPolicies},
+	}
+	if o.Access.Wanted() {
+		c.watch, err = kube.OpenWatch(kube.WatchOptions{
+			Access: o.Access, UserAgent: "flowaudit-collector/" + o.Version, Index: c.index, Lost: c.ingest.blind.lost, Log: o.Log,
+		})
+	}
+	return c, err
+}
+
+const (
+	// clockSlack is how far the nodes' clocks may be from what is measured.
+	clockSlack = 500 * time.Millisecond
+	// syncTimeout bounds how long agents wait until the cluster is known.
+	syncTimeout = time.Minute
+)
+
+// follow keeps the index up to date, and says when it knows the cluster.
+func (c *collector) follow(ctx context.Context, group *errgroup.Group) error {
+	switch {
+	case c.watch != nil:
+		group.Go(func() error { return c.watch.Run(ctx) })
+		group.Go(func() error {
+			select {
+			case <-c.watch.Synced():
+				c.timeline.settled()
+			case <-ctx.Done():
+			}
+			return nil
+		})
+		group.Go(func() error {
+			select {
+			case <-c.watch.Synced():
+			case <-time.After(syncTimeout):
+			case <-ctx.Done():
+			}
+			close(c.ready)
+			return nil
+		})
+		return nil
+	case c.Manifests != "":
+		manifests, err := kube.OpenManifests(c.Manifests, c.index, c.Log)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return manifests.Run(ctx) })
+	}
+	c.timeline.settled()
+	close(c.ready)
+	return nil
+}
+
+// skew is how far the API server's clock is ahead.
+func (c *collector) skew() time.Duration {
+	if c.watch == nil {
+		return 0
+	}
+	return c.watch.Status().Skew
+}
+
+// otherPolicies reports whether the cluster has kinds of policy that are not judged by.
+func (c *collector) otherPolicies() bool {
+	return c.watch != nil && len(c.watch.OtherPolicies()) > 0
+}
+
+// serve takes over the listener.
+func (c *collector) serve(ctx context.Context, listener net.Listener, creds credentials.TransportCredentials) error {
+	server := c.server(creds)
+	if err := c.timeline.restore(ctx, time.Now()); err != nil {
+		return errors.Join(err, listener.Close())
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	if c.Manifests != "" {
-		watch, err := kube.OpenManifests(c.Manifests, c.index, c.Log)
-		if err != nil {
-			return errors.Join(err, listener.Close())
-		}
-		group.Go(func() error { return watch.Run(ctx) })
+	group.Go(func() error {
+		c.timeline.run(ctx)
+		return nil
+	})
+	if err := c.follow(ctx, group); err != nil {
+		return errors.Join(err, listener.Close())
 	}
 	// The committer outlives ctx: what agents have handed over is stored.
 	stored := make(chan struct{})
@@ -84,7 +180,13 @@ func (c *collector) run(ctx context.Context) error {
 		defer close(stored)
 		c.committer.run(commitCtx)
 	}()
-	group.Go(func() error { return server.Serve(listener) })
+	group.Go(func() error {
+		// It may be stopped before it has begun.
+		if err := server.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) {
+			return err
+		}
+		return nil
+	})
 	group.Go(func() error { return c.retain(ctx) })
 	group.Go(func() error {
 		<-ctx.Done()
@@ -95,7 +197,7 @@ func (c *collector) run(ctx context.Context) error {
 	if c.Listening != nil {
 		c.Listening(listener.Addr())
 	}
-	err = group.Wait()
+	err := group.Wait()
 	close(c.committer.waiting) // no handler is left that could submit
 	select {
 	case <-stored:
@@ -109,15 +211,7 @@ func (c *collector) run(ctx context.Context) error {
 	return err
 }
 
-func (c *collector) server() (*grpc.Server, net.Listener, error) {
-	creds, err := c.Listen.credentials()
-	if err != nil {
-		return nil, nil, err
-	}
-	listener, err := c.Listen.listen()
-	if err != nil {
-		return nil, nil, err
-	}
+func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server {
 	server := grpc.NewServer(
 		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -128,7 +222,7 @@ func (c *collector) server() (*grpc.Server, net.Listener, error) {
 	)
 	flowauditv1.RegisterIngestServer(server, c.ingest)
 	flowauditv1.RegisterQueryServer(server, &query{store: c.Store, hub: c.hub, status: c.status})
-	return server, listener, nil
+	return server
 }
 
 // stop lets calls finish that can; followers and agents never end by themselves.
@@ -172,8 +266,12 @@ func (c *collector) status(ctx context.Context) (*flowauditv1.StatusResponse, er
 	known := c.index.Stats()
 	out := &flowauditv1.StatusResponse{
 		Version: c.Version, Started: c.started.UnixMilli(), Store: stats.Kind, Flows: stats.Flows, Bytes: stats.Bytes,
-		Committed: c.ingest.committed.Load(), Rejected: c.ingest.rejected.Load(), Unnamed: c.ingest.unnamed.Load(),
-		Pods: uint64(known.Pods), Policies: uint64(known.Policies), Problems: known.Problems,
+		Committed: c.ingest.committed.Load(), Rejected: c.ingest.rejected.Load(), Unnamed: c.ingest.unnamed.Load(), Ambiguous: c.ingest.ambiguous.Load(),
+		Cluster: c.clusterState(known),
+		Pods:    uint64(known.Pods), Policies: uint64(known.Policies), Problems: known.Problems,
+	}
+	if c.watch != nil {
+		out.Problems = append(out.Problems, c.watch.Status().Problems...)
 	}
 	if !stats.Oldest.IsZero() {
 		out.Oldest = stats.Oldest.UnixMilli()
@@ -184,11 +282,29 @@ func (c *collector) status(ctx context.Context) (*flowauditv1.StatusResponse, er
 	return out, nil
 }
 
+// clusterState says what is known of the cluster, and how well.
+func (c *collector) clusterState(known kube.Stats) *flowauditv1.ClusterState {
+	s := &flowauditv1.ClusterState{
+		Source: c.Manifests, Namespaces: uint64(known.Namespaces), Services: uint64(known.Services), Nodes: uint64(known.Nodes),
+		Identities: uint64(known.Identities), Remembered: uint64(known.Ended), Forgotten: known.Forgotten,
+	}
+	if c.watch == nil {
+		return s
+	}
+	w := c.watch.Status()
+	s.Source, s.Away, s.Skew, s.PolicyKinds = w.Server, w.Away, w.Skew.Milliseconds(), c.watch.OtherPolicies()
+	if !w.Heard.IsZero() {
+		s.Heard = w.Heard.UnixMilli()
+	}
+	return s
+}
+
 func agentMessage(r agentRecord) *flowauditv1.Agent {
 	a := &flowauditv1.Agent{
 		Node: r.node, Instance: r.instance, Scope: flowauditv1.Scope(r.scope), Version: r.status.Version,
 		LastSeen: r.lastSeen.UnixMilli(), FlowsPerSecond: r.flowRate.value, ObservationsPerSecond: r.observations.value,
-		Connections: r.status.Connections, Sources: r.status.Sources, Limits: r.status.Limits,
+		Connections: r.status.Connections, Sources: r.status.Sources, Limits: r.status.Limits, Notes: r.status.Notes, Skew: r.status.Skew.Milliseconds(),
+		Contradicted: r.status.Contradicted,
 	}
 	if !r.status.Started.IsZero() {
 		a.Started = r.status.Started.UnixMilli()

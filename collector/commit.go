@@ -22,10 +22,11 @@ type committer struct {
 }
 
 // submission is a batch on its way into the store. done is called once, from
-// the committer's goroutine, when the batch is durable or will not be.
+// the committer's goroutine, when the batch is durable or will not be;
+// duplicate says that it was stored before.
 type submission struct {
 	batch flow.Batch
-	done  func(error)
+	done  func(duplicate bool, err error)
 }
 
 const (
@@ -89,8 +90,8 @@ func (c *committer) commit(ctx context.Context, group []submission) {
 	if err != nil {
 		err = fmt.Errorf("store batch %s: %w", group[0].batch.Key, err)
 	}
-	for _, s := range group {
-		s.done(err)
+	for i, s := range group {
+		s.done(i < len(duplicate) && duplicate[i], err)
 	}
 	if err == nil {
 		c.committed(fresh(batches, duplicate))

@@ -18,8 +18,8 @@ const (
 	answerChanges = 1 << 20
 )
 
-// span reads a time range; an end of 0 is now.
-func span(since, until int64, now time.Time) (from, to time.Time, err error) {
+// bounds reads a time range; an end of 0 is now.
+func bounds(since, until int64, now time.Time) (from, to time.Time, err error) {
 	from, to = time.UnixMilli(since), time.UnixMilli(until)
 	if since == 0 {
 		from = time.Time{}
@@ -36,7 +36,7 @@ func span(since, until int64, now time.Time) (from, to time.Time, err error) {
 // Edges implements the Query service.
 func (q *query) Edges(req *flowauditv1.EdgesRequest, stream flowauditv1.Query_EdgesServer) error {
 	now := time.Now()
-	since, until, err := span(req.GetSince(), req.GetUntil(), now)
+	since, until, err := bounds(req.GetSince(), req.GetUntil(), now)
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func (q *query) Edges(req *flowauditv1.EdgesRequest, stream flowauditv1.Query_Ed
 
 // Timeline implements the Query service.
 func (q *query) Timeline(req *flowauditv1.TimelineRequest, stream flowauditv1.Query_TimelineServer) error {
-	since, until, err := span(req.GetSince(), req.GetUntil(), time.Now())
+	since, until, err := bounds(req.GetSince(), req.GetUntil(), time.Now())
 	if err != nil {
 		return err
 	}

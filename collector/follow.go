@@ -16,12 +16,11 @@ type hub struct {
 func newHub() *hub { return &hub{followers: make(map[*follower]struct{})} }
 
 // follower receives what passes its filter. A reader that is too slow loses
-// flows, and is told how many.
+// some, and is told how much.
 type follower struct {
 	filter flow.Filter
 	news   chan news
-	seen   map[flow.Pair]shown // across nodes, so that a connection shows once
-	missed uint64
+	missed flow.Gap // Lost is 0 if nothing was; guarded by the hub
 }
 
 // news is what one commit has for a follower.
@@ -30,22 +29,10 @@ type news struct {
 	gaps  []flow.Gap
 }
 
-// shown is the last report of a pair that a follower was given.
-type shown struct {
-	node    string
-	verdict flow.Verdict
-	end     time.Time
-}
-
-const (
-	followBuffer = 256
-	// followSlack is how far two nodes' reports of a connection may lie apart.
-	followSlack = 15 * time.Second
-	maxShown    = 1 << 16
-)
+const followBuffer = 256 // commits
 
 func (h *hub) follow(f flow.Filter) *follower {
-	w := &follower{filter: f, news: make(chan news, followBuffer), seen: make(map[flow.Pair]shown)}
+	w := &follower{filter: f, news: make(chan news, followBuffer)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.followers[w] = struct{}{}
@@ -67,17 +54,10 @@ func (h *hub) publish(batches []flow.Batch) {
 		if len(n.flows)+len(n.gaps) == 0 {
 			continue
 		}
-		if w.missed > 0 {
-			n.gaps = append(n.gaps, flow.Gap{
-				Node: "collector", Source: "follow", Kind: flow.GapQueue, Start: time.Now(), End: time.Now(), Lost: w.missed,
-				Detail: "this reader is slower than the flows that pass its filter; they are stored",
-			})
-		}
 		select {
 		case w.news <- n:
-			w.missed = 0
 		default:
-			w.missed += uint64(len(n.flows))
+			w.miss(uint64(len(n.flows) + len(n.gaps)))
 		}
 	}
 }
@@ -88,7 +68,7 @@ func (w *follower) pick(batches []flow.Batch) news {
 		b := &batches[i]
 		n.gaps = append(n.gaps, b.Gaps...)
 		for j := range b.Flows {
-			if f := &b.Flows[j]; w.filter.Matches(f) && w.isNews(f) {
+			if f := &b.Flows[j]; w.filter.Matches(f) {
 				n.flows = append(n.flows, *f)
 			}
 		}
@@ -96,17 +76,27 @@ func (w *follower) pick(batches []flow.Batch) news {
 	return n
 }
 
-// isNews reports whether another node has not told of the same connections already.
-func (w *follower) isNews(f *flow.Flow) bool {
-	p := f.Pair()
-	last, ok := w.seen[p]
-	if ok && last.node != f.Node && f.Start.Sub(last.end).Abs() <= followSlack && flow.SameConnections(last.verdict, f.Verdict) &&
-		(f.Verdict == last.verdict || f.Verdict == flow.VerdictUnanswered || f.Verdict == flow.VerdictUnknown) {
-		return false
+func (w *follower) miss(n uint64) {
+	now := time.Now()
+	if w.missed.Lost == 0 {
+		w.missed = flow.Gap{
+			Node: "collector", Source: "follow", Kind: flow.GapQueue, Start: now,
+			Detail: "this reader is slower than the flows that pass its filter; they are stored",
+		}
 	}
-	if len(w.seen) >= maxShown {
-		clear(w.seen)
+	w.missed.End = now
+	w.missed.Lost += n
+}
+
+// missed gives what a follower has missed since it was last asked. It misses
+// only when its news are full, so it has more to read, and asks again.
+func (h *hub) missed(w *follower) []flow.Gap {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if w.missed.Lost == 0 {
+		return nil
 	}
-	w.seen[p] = shown{f.Node, f.Verdict, f.End}
-	return true
+	g := w.missed
+	w.missed = flow.Gap{}
+	return []flow.Gap{g}
 }

@@ -17,8 +17,9 @@ import (
 // history holds the policies as they were, so that a flow that comes late is
 // judged by what held when it ran.
 type history struct {
-	mu     sync.Mutex
-	engine *policy.Engine
+	mu       sync.Mutex
+	engine   *policy.Engine
+	restored bool // an earlier run knew what was before
 	// moments are the states by the time from which they held, oldest first.
 	// They share what did not change between them.
 	moments atomic.Pointer[[]moment]
@@ -74,6 +75,16 @@ func (h *history) apply(changes []flow.Change) error {
 	}
 	h.moments.Store(new(trim(moments)))
 	return bad
+}
+
+// begin says that all that was there at the start is applied. Where nothing is
+// known of the time before, it is judged by what was found.
+func (h *history) begin() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.restored {
+		h.moments.Store(&[]moment{{state: h.engine.Snapshot()}})
+	}
 }
 
 // trim forgets states that no flow will ask for.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
@@ -19,12 +20,20 @@ import (
 // ingest is the service that agents report to.
 type ingest struct {
 	flowauditv1.UnimplementedIngestServer
-	commit *committer
-	index  index
-	agents *agents
-	log    *slog.Logger
+	commit  *committer
+	cluster string // whose addresses index and judge know
+	index   index
+	judge   *judge
+	agents  *agents
+	log     *slog.Logger
 
-	committed, rejected, unnamed atomic.Uint64
+	// ready is closed when the cluster's objects are known, or will not be
+	// soon: batches wait for it.
+	ready <-chan struct{}
+	blind *blind
+	skew  func() time.Duration // how far the API server's clock is ahead of this one
+
+	committed, rejected, unnamed, ambiguous atomic.Uint64
 }
 
 // maxUnacknowledged bounds what one agent may have on its way into the store.
@@ -32,66 +41,158 @@ const maxUnacknowledged = 32
 
 // Report implements the Ingest service.
 func (s *ingest) Report(stream flowauditv1.Ingest_ReportServer) error {
-	acks := make(chan *flowauditv1.Ack, maxUnacknowledged)
-	slots := make(chan struct{}, maxUnacknowledged)
 	ctx, fail := context.WithCancelCause(stream.Context())
 	defer fail(nil)
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return sendAcks(ctx, stream, acks, slots) })
-	group.Go(func() error {
-		err := s.receive(ctx, stream, acks, slots, fail)
-		// Every slot taken here means that no commit is under way: acks can close.
-		for range maxUnacknowledged {
-			select {
-			case slots <- struct{}{}:
-			case <-ctx.Done():
-				return err
-			}
-		}
-		close(acks)
-		return err
-	})
+	r := &report{
+		ingest: s, fail: fail, acks: make(chan *flowauditv1.Ack, maxUnacknowledged), slots: make(chan struct{}, maxUnacknowledged),
+	}
+	messages := receive(stream)
+	group.Go(func() error { return r.sendAcks(ctx, stream) })
+	group.Go(func() error { return r.take(ctx, messages) })
 	return group.Wait()
 }
 
-// receive reads batches until the agent has sent its last. A batch that could
-// not be stored fails the stream: the agent comes again and sends it again.
-func (s *ingest) receive(ctx context.Context, stream flowauditv1.Ingest_ReportServer, acks chan<- *flowauditv1.Ack, slots chan struct{}, fail func(error)) error {
-	for {
-		message, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err // already a status
-		}
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		ack := &flowauditv1.Ack{Key: message.GetKey()}
-		batch, err := s.decode(message, ack)
-		if err != nil {
-			acks <- ack // has room: a slot is held
-			continue
-		}
-		if err := s.commit.submit(ctx, submission{batch, func(err error) {
-			if err == nil {
-				s.committed.Add(uint64(len(batch.Flows)))
-				acks <- ack
+// received is a batch, or why there is none.
+type received struct {
+	batch *flowauditv1.Batch
+	err   error
+}
+
+// receive reads the stream. Only leaving Report interrupts Recv, and Report
+// must be able to leave while Recv waits: so this has a goroutine of its own,
+// which nothing waits for.
+func receive(stream flowauditv1.Ingest_ReportServer) <-chan received {
+	out := make(chan received)
+	go func() {
+		for {
+			batch, err := stream.Recv()
+			select {
+			case out <- received{batch, err}:
+			case <-stream.Context().Done():
 				return
 			}
-			s.log.Error("batch was not stored, its agent will send it again", "error", err)
-			<-slots
-			fail(status.Error(codes.Unavailable, err.Error()))
-		}}); err != nil {
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return out
+}
+
+// report is one agent's stream.
+type report struct {
+	*ingest
+	fail  func(error)
+	acks  chan *flowauditv1.Ack
+	slots chan struct{} // one is held from a batch's arrival until its acknowledgement is sent
+}
+
+// take takes batches until the agent has sent its last. A batch that could not
+// be stored fails the stream: the agent comes again and sends it again.
+func (r *report) take(ctx context.Context, messages <-chan received) error {
+	select {
+	case <-r.ready:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	for {
+		var m received
+		select {
+		case m = <-messages:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if errors.Is(m.err, io.EOF) {
+			return r.close(ctx)
+		}
+		if m.err != nil {
+			return m.err // already a status
+		}
+		select {
+		case r.slots <- struct{}{}:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if err := r.store(ctx, m.batch); err != nil {
 			return err
 		}
 	}
 }
 
-// decode reads and names a batch. What cannot be used is counted and named in ack.
+// close ends the acknowledgements after the last one: when every slot can be
+// taken, no commit is under way.
+func (r *report) close(ctx context.Context) error {
+	for range maxUnacknowledged {
+		select {
+		case r.slots <- struct{}{}:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	close(r.acks)
+	return nil
+}
+
+func (r *report) store(ctx context.Context, message *flowauditv1.Batch) error {
+	ack := &flowauditv1.Ack{Key: message.GetKey()}
+	batch, err := r.decode(message, ack)
+	if err != nil {
+		r.acks <- ack // has room: a slot is held
+		return nil
+	}
+	var named naming
+	if batch.Key.Cluster == r.cluster { // another cluster may use the same addresses
+		n, err := r.name(ctx, &batch)
+		if err != nil {
+			return err
+		}
+		named = *n
+		r.judge.flows(batch.Flows)
+	}
+	r.agents.heard(&batch)
+	undo := r.blind.add(&batch)
+	return r.commit.submit(ctx, submission{batch, func(duplicate bool, err error) {
+		if err != nil {
+			r.log.Error("batch was not stored, its agent will send it again", "error", err)
+			undo()
+			r.fail(status.Error(codes.Unavailable, err.Error()))
+			return
+		}
+		if !duplicate {
+			r.committed.Add(uint64(len(batch.Flows)))
+			r.rejected.Add(ack.GetRejected())
+			r.unnamed.Add(named.unnamed)
+			r.ambiguous.Add(named.ambiguous)
+			r.agents.stored(&batch)
+		}
+		r.acks <- ack
+	}})
+}
+
+// maxNameWait bounds how long a batch waits for names, whatever the clocks say.
+const maxNameWait = 2 * time.Second
+
+// name names a batch's flows. Where news of who had an address may still come,
+// it waits for them a while: the batch is neither stored nor acknowledged before.
+func (r *report) name(ctx context.Context, b *flow.Batch) (*naming, error) {
+	n := newNaming(r.index, b.Node, b.Flows)
+	n.ahead = r.skew() - b.Agent.Skew
+	n.name(b.Flows)
+	wait := min(time.Until(n.due), maxNameWait)
+	if wait <= 0 {
+		return n, nil
+	}
+	select {
+	case <-time.After(wait):
+		n.name(b.Flows)
+		return n, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// decode reads a batch. What cannot be used is named in ack.
 func (s *ingest) decode(message *flowauditv1.Batch, ack *flowauditv1.Ack) (flow.Batch, error) {
 	batch, invalid, first, err := message.ToBatch()
 	if err != nil {
@@ -103,22 +204,19 @@ func (s *ingest) decode(message *flowauditv1.Batch, ack *flowauditv1.Ack) (flow.
 	}
 	if invalid > 0 {
 		ack.Rejected, ack.Error = uint64(invalid), first.Error()
-		s.rejected.Add(uint64(invalid))
 		s.log.Error("flows left out of a batch", "node", batch.Node, "batch", batch.Key.String(), "flows", invalid, "error", first)
 	}
-	s.unnamed.Add(nameFlows(s.index, batch.Node, batch.Flows))
-	s.agents.saw(&batch)
 	return batch, nil
 }
 
-func sendAcks(ctx context.Context, stream flowauditv1.Ingest_ReportServer, acks <-chan *flowauditv1.Ack, slots <-chan struct{}) error {
+func (r *report) sendAcks(ctx context.Context, stream flowauditv1.Ingest_ReportServer) error {
 	for {
 		select {
-		case ack, ok := <-acks:
+		case ack, ok := <-r.acks:
 			if !ok {
 				return nil
 			}
-			<-slots
+			<-r.slots
 			if err := stream.Send(ack); err != nil {
 				return fmt.Errorf("send acknowledgement: %w", err)
 			}

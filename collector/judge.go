@@ -5,24 +5,24 @@ import (
 	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
+	"github.com/flowaudit/flowaudit/kube"
 	"github.com/flowaudit/flowaudit/policy"
 )
-
-// pods says what policies could see of the pod that held an address at a
-// moment; ok is false if no pod is known to have held it.
-type pods interface {
-	PolicyPod(addr netip.Addr, at time.Time) (p policy.Pod, ok bool)
-}
 
 // judge says of each flow what the policies of its time say about it.
 type judge struct {
 	history *history
 	classes *policy.Classes
-	index   index
-	pods    pods
+	index   podIndex
 	// otherPolicies reports whether another kind of policy than NetworkPolicy
 	// is in use in the cluster, which this engine does not know.
 	otherPolicies func() bool
+}
+
+// podIndex says what policies could see of the pod that held an address.
+type podIndex interface {
+	Endpoint(addr netip.Addr, at time.Time) *flow.Endpoint
+	Pod(addr netip.Addr, at time.Time) *kube.Pod // nil if no pod surely held it
 }
 
 // settleTime is how long a network plugin may take to program a change.
@@ -45,13 +45,14 @@ type end struct {
 }
 
 func (j *judge) flow(f *flow.Flow, ends map[end]policy.End) {
-	state := j.history.at(f.Start)
+	at, _ := f.Named() // when its connections began
+	state := j.history.at(at)
 	c := policy.Connection{
-		Src: j.end(f.Src, f.Source, f.Start, state, ends), Dst: j.end(f.Dst, f.Destination, f.Start, state, ends),
+		Src: j.end(f.Src, f.Source, at, state, ends), Dst: j.end(f.Dst, f.Destination, at, state, ends),
 		Protocol: f.Protocol, Port: f.Port,
 	}
 	if f.TranslatedSrc.IsValid() && f.TranslatedSrc != f.Src {
-		c.Seen = j.end(f.TranslatedSrc, j.index.Endpoint(f.TranslatedSrc, f.Start), f.Start, state, ends)
+		c.Seen = j.end(f.TranslatedSrc, j.index.Endpoint(f.TranslatedSrc, at), at, state, ends)
 	}
 	d := state.Decide(&c)
 	f.Expected = d.Verdict
@@ -59,11 +60,11 @@ func (j *judge) flow(f *flow.Flow, ends map[end]policy.End) {
 		f.Policies = d.Policies()
 	}
 	f.Assessment = flow.Assess(f.Verdict, f.Expected)
-	j.excuse(f, &d)
+	j.excuse(f, at, &d)
 }
 
 // excuse says why an assessment is not held against anybody.
-func (j *judge) excuse(f *flow.Flow, d *policy.Decision) {
+func (j *judge) excuse(f *flow.Flow, at time.Time, d *policy.Decision) {
 	older := f.Caveat == flow.CaveatOlder || f.Connections == 0 // an earlier window counted it
 	f.Caveat = flow.CaveatNone
 	if f.Expected == flow.VerdictUnknown {
@@ -79,7 +80,7 @@ func (j *judge) excuse(f *flow.Flow, d *policy.Decision) {
 		return
 	case older && f.Assessment == flow.AssessmentUnenforced:
 		f.Caveat = flow.CaveatOlder
-	case j.history.changedWithin(f.Start.Add(-settleTime), f.End):
+	case j.history.changedWithin(at.Add(-settleTime), f.End):
 		f.Caveat = flow.CaveatRecent
 	default:
 		return
@@ -131,12 +132,20 @@ func (j *judge) describe(addr netip.Addr, e *flow.Endpoint, at time.Time, state 
 	if e.Kind != flow.EndpointPod {
 		return out
 	}
-	p, ok := j.pods.PolicyPod(addr, at)
-	if !ok || p.Namespace != e.Namespace || p.Name != e.Pod {
-		// Only the agent knew it. Its stable labels are all that is left.
-		p = policy.Pod{Namespace: e.Namespace, Name: e.Pod, Labels: e.Labels, PortsUnknown: true, Node: e.Node}
+	// Where only the agent knew the pod, its stable labels are all that is left.
+	p := policy.Pod{Namespace: e.Namespace, Name: e.Pod, Labels: e.Labels, PortsUnknown: true, Node: e.Node}
+	if known := j.index.Pod(addr, at); known != nil && known.Namespace == e.Namespace && known.Pod == e.Pod {
+		p.Labels, p.Ports, p.PortsUnknown = known.AllLabels, namedPorts(known.Ports), false
 	}
-	p.NamespaceLabels = state.Namespaces()[e.Namespace]
+	p.NamespaceLabels = state.NamespaceLabels(e.Namespace)
 	out.Class, out.Pod = j.classes.Of(&p), e.Pod
+	return out
+}
+
+func namedPorts(ports []flow.NamedPort) []policy.NamedPort {
+	out := make([]policy.NamedPort, len(ports))
+	for i, p := range ports {
+		out[i] = policy.NamedPort(p)
+	}
 	return out
 }

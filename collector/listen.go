@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -29,6 +31,8 @@ func (o *ListenOptions) validate() error {
 		return errors.New("--tls-cert and --tls-key belong together: give both or none")
 	case o.ClientCA != "" && o.Cert == "":
 		return errors.New("--tls-client-ca needs --tls-cert and --tls-key")
+	case strings.TrimRight(o.Address, "/") == "unix:":
+		return errors.New("--listen unix: names no socket: want unix:PATH")
 	case strings.HasPrefix(o.Address, "unix:") || o.Cert != "" || o.Insecure:
 		return nil
 	}
@@ -56,13 +60,16 @@ func (o *ListenOptions) listen() (net.Listener, error) {
 	if err := removeStaleSocket(path); err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("unix", path)
+	// The socket's mode is its access control. Set on the descriptor, it is the
+	// file's from the first moment: nobody slips in before a chmod.
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var chmod error
+		err := c.Control(func(fd uintptr) { chmod = syscall.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, chmod)
+	}}
+	l, err := config.Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", o.Address, err)
-	}
-	// The socket's mode is its access control.
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("protect socket: %w", err), l.Close())
 	}
 	return l, nil
 }
@@ -74,9 +81,13 @@ func removeStaleSocket(path string) error {
 	if err != nil || info.Mode()&os.ModeSocket == 0 {
 		return nil // net.Listen says what is wrong
 	}
-	if c, err := net.Dial("unix", path); err == nil {
+	c, err := net.Dial("unix", path)
+	if err == nil {
 		_ = c.Close()
 		return fmt.Errorf("listen on unix:%s: another collector listens there", path)
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("listen on unix:%s: somebody may listen there: %w", path, err)
 	}
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("remove stale socket: %w", err)

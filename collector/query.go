@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -28,6 +29,9 @@ type query struct {
 // answerFlows is how many flows one message of an answer holds.
 const answerFlows = 512
 
+// maxLimit is more flows than a store holds, and far from what overflows.
+const maxLimit = 1 << 40
+
 // Observe implements the Query service.
 func (q *query) Observe(req *flowauditv1.ObserveRequest, stream flowauditv1.Query_ObserveServer) error {
 	filter, err := flowauditv1.ToFilter(req.GetFilter())
@@ -44,36 +48,23 @@ func (q *query) Observe(req *flowauditv1.ObserveRequest, stream flowauditv1.Quer
 		defer q.hub.leave(live)
 	}
 	began := time.Now()
-	told, err := q.stored(req, filter, stream, live != nil)
+	seen, err := q.stored(req, filter, stream)
 	if err != nil {
 		return err
 	}
-	if err := q.coverage(filter, began, stream); err != nil {
+	if err := q.ending(filter, began, stream); err != nil {
 		return err
 	}
 	if live == nil {
 		return nil
 	}
-	return followLive(live, told, stream)
+	return q.followLive(live, seen, stream)
 }
 
-// told remembers which flows of the last moments the stored part contained.
-type told map[toldKey]struct{}
-
-type toldKey struct {
-	flow.Key
-	node  string
-	start int64
-}
-
-func keyOfFlow(f *flow.Flow) toldKey { return toldKey{f.Key, f.Node, f.Start.UnixMilli()} }
-
-// recent is how far back a flow's end may lie that is committed only now.
-const recent = 10 * time.Minute
-
-func (q *query) stored(req *flowauditv1.ObserveRequest, filter flow.Filter, stream flowauditv1.Query_ObserveServer, follow bool) (told, error) {
-	seen := make(told)
-	since := time.Now().Add(-recent)
+// stored sends the flows that are stored, and remembers them for one who follows.
+func (q *query) stored(req *flowauditv1.ObserveRequest, filter flow.Filter, stream flowauditv1.Query_ObserveServer) (*told, error) {
+	seen := newTold()
+	now := time.Now()
 	chunk := make([]flow.Flow, 0, answerFlows)
 	var sendErr error
 	send := func() bool {
@@ -84,10 +75,12 @@ func (q *query) stored(req *flowauditv1.ObserveRequest, filter flow.Filter, stre
 		chunk = chunk[:0]
 		return sendErr == nil
 	}
-	request := store.FlowsRequest{Filter: filter, First: int(req.GetFirst()), Last: int(req.GetLast())}
+	request := store.FlowsRequest{
+		Filter: filter, First: int(min(req.GetFirst(), maxLimit)), Last: int(min(req.GetLast(), maxLimit)),
+	}
 	err := q.store.Flows(stream.Context(), request, func(f flow.Flow) bool {
-		if follow && f.End.After(since) {
-			seen[keyOfFlow(&f)] = struct{}{}
+		if req.GetFollow() {
+			seen.addStored(&f, now)
 		}
 		chunk = append(chunk, f)
 		return len(chunk) < answerFlows || send()
@@ -99,29 +92,18 @@ func (q *query) stored(req *flowauditv1.ObserveRequest, filter flow.Filter, stre
 	return seen, sendErr
 }
 
-// coverage says what the stored part stands on, and how many unanswered flows
-// a question for denied ones leaves out.
-func (q *query) coverage(filter flow.Filter, now time.Time, stream flowauditv1.Query_ObserveServer) error {
+// ending says what the stored part stands on, and how many unanswered flows a
+// question for denied ones leaves out.
+func (q *query) ending(filter flow.Filter, now time.Time, stream flowauditv1.Query_ObserveServer) error {
 	until := filter.Until
 	if until.IsZero() || until.After(now) {
 		until = now
 	}
-	since := filter.Since
-	if since.IsZero() {
-		stats, err := q.store.Stats(stream.Context())
-		if err != nil {
-			return storeError("read coverage", err)
-		}
-		since = stats.Oldest
-		if since.IsZero() || since.After(until) {
-			since = until
-		}
-	}
-	coverage, err := q.store.Coverage(stream.Context(), since, until)
+	coverage, err := q.coverage(stream.Context(), filter.Since, until)
 	if err != nil {
-		return storeError("read coverage", err)
+		return err
 	}
-	response := &flowauditv1.ObserveResponse{Coverage: flowauditv1.FromCoverage(coverage)}
+	response := &flowauditv1.ObserveResponse{Coverage: coverage}
 	if v := filter.Match.Verdicts; len(v) == 1 && v[0] == flow.VerdictDenied {
 		filter.Match.Verdicts = []flow.Verdict{flow.VerdictUnanswered}
 		if response.Unanswered, _, err = q.store.Count(stream.Context(), filter); err != nil {
@@ -131,22 +113,39 @@ func (q *query) coverage(filter flow.Filter, now time.Time, stream flowauditv1.Q
 	return stream.Send(response)
 }
 
-func followLive(live *follower, seen told, stream flowauditv1.Query_ObserveServer) error {
+// coverage says what an answer about a time stands on; without a beginning it
+// is the store's whole time.
+func (q *query) coverage(ctx context.Context, since, until time.Time) (*flowauditv1.Coverage, error) {
+	if since.IsZero() {
+		stats, err := q.store.Stats(ctx)
+		if err != nil {
+			return nil, storeError("read coverage", err)
+		}
+		since = stats.Oldest
+		if since.IsZero() || since.After(until) {
+			since = until
+		}
+	}
+	coverage, err := q.store.Coverage(ctx, since, until)
+	if err != nil {
+		return nil, storeError("read coverage", err)
+	}
+	return flowauditv1.FromCoverage(coverage), nil
+}
+
+func (q *query) followLive(live *follower, seen *told, stream flowauditv1.Query_ObserveServer) error {
 	for {
 		select {
 		case n := <-live.news:
 			response := &flowauditv1.ObserveResponse{}
-			var flows []flow.Flow
-			for i := range n.flows {
-				if _, stored := seen[keyOfFlow(&n.flows[i])]; !stored {
-					flows = append(flows, n.flows[i])
-				}
-			}
-			if len(flows) > 0 {
+			if flows := slices.DeleteFunc(n.flows, func(f flow.Flow) bool { return !seen.isNews(&f) }); len(flows) > 0 {
 				response.Flows = flowauditv1.FromFlows(flows)
 			}
-			if len(n.gaps) > 0 {
-				response.Coverage = flowauditv1.FromCoverage(coverageOf(n.gaps))
+			if gaps := append(n.gaps, q.hub.missed(live)...); len(gaps) > 0 {
+				response.Coverage = flowauditv1.FromCoverage(coverageOf(gaps))
+			}
+			if response.Flows == nil && response.Coverage == nil {
+				continue
 			}
 			if err := stream.Send(response); err != nil {
 				return err
@@ -181,6 +180,11 @@ func coverageOf(gaps []flow.Gap) flow.Coverage {
 
 // Run implements the Query service.
 func (q *query) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunServer) error {
+	now := time.Now()
+	since, err := sinceOf(req, now)
+	if err != nil {
+		return invalidArgument(err)
+	}
 	rows, err := q.store.Query(stream.Context(), req.GetName(), req.GetArguments())
 	if err != nil {
 		return storeError("answer "+req.GetName(), err)
@@ -189,7 +193,7 @@ func (q *query) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunSer
 	for _, r := range rows.Rows {
 		list, err := values(r)
 		if err != nil {
-			return fmt.Errorf("answer %s: %w", req.GetName(), err)
+			return status.Errorf(codes.Internal, "answer %s: %v", req.GetName(), err)
 		}
 		response.Rows = append(response.Rows, list)
 		if len(response.Rows) == answerFlows {
@@ -199,7 +203,27 @@ func (q *query) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunSer
 			response = &flowauditv1.RunResponse{}
 		}
 	}
+	if response.Coverage, err = q.coverage(stream.Context(), since, now); err != nil {
+		return err
+	}
 	return stream.Send(response)
+}
+
+// sinceOf is how far back a question looks; zero if it looks at everything.
+func sinceOf(req *flowauditv1.RunRequest, now time.Time) (time.Time, error) {
+	question, err := queries.Find(req.GetName())
+	if err != nil {
+		return time.Time{}, err
+	}
+	bound, err := question.Bind(req.GetArguments(), now)
+	if err != nil {
+		return time.Time{}, err
+	}
+	since, _ := bound["since"].(time.Time) // a question without it looks at everything
+	if since.After(now) {
+		since = now
+	}
+	return since, nil
 }
 
 // values turns a row into its message: times become RFC 3339 in UTC.

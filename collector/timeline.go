@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,7 +26,9 @@ type timeline struct {
 	log     *slog.Logger
 
 	mu      sync.Mutex
-	waiting []flow.Change
+	early   []flow.Change // what was found at the start, until all of it is
+	begun   bool
+	waiting []flow.Change // for the store
 	news    chan struct{} // holds one when something waits
 }
 
@@ -48,20 +51,41 @@ func (t *timeline) restore(ctx context.Context, now time.Time) error {
 	if err := t.history.apply(known); err != nil {
 		t.log.Error("a part of the timeline is not judged by", "error", err)
 	}
+	t.history.restored = len(known) > 0
 	return nil
 }
 
-// changed takes changes in, without waiting for the store.
-func (t *timeline) changed(changes ...flow.Change) {
-	for i := range changes {
-		changes[i].Cluster = t.cluster
+// changed takes a change in, without waiting for the store.
+func (t *timeline) changed(c flow.Change) {
+	c.Cluster = t.cluster
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.begun {
+		t.early = append(t.early, c)
+		return
 	}
+	t.take(c)
+}
+
+// settled says that everything that was there at the start has been told. It
+// was told in any order, and says of itself since when it is so.
+func (t *timeline) settled() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.begun {
+		return
+	}
+	slices.SortStableFunc(t.early, func(a, b flow.Change) int { return a.Time.Compare(b.Time) })
+	t.take(t.early...)
+	t.history.begin()
+	t.begun, t.early = true, nil
+}
+
+func (t *timeline) take(changes ...flow.Change) {
 	if err := t.history.apply(changes); err != nil {
 		t.log.Error("a change is not judged by", "error", err)
 	}
-	t.mu.Lock()
 	t.waiting = append(t.waiting, changes...)
-	t.mu.Unlock()
 	select {
 	case t.news <- struct{}{}:
 	default:

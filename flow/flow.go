@@ -5,7 +5,9 @@ import (
 	"time"
 )
 
-// Key tells flows apart. The client's ephemeral port is not part of it.
+// Key tells flows apart. The client's ephemeral port is not part of it. An
+// address is the zero Addr where a plugin that aggregates tells only names
+// (Calico's Felix): the endpoint is known then.
 type Key struct {
 	Protocol  Protocol
 	Src       netip.Addr // the original source
@@ -17,6 +19,10 @@ type Key struct {
 
 // ICMPPort packs an ICMP type and code into Key.Port.
 func ICMPPort(typ, code uint8) uint16 { return uint16(typ)<<8 | uint16(code) }
+
+// ICMPUnknown stands for the type and the code of an ICMP packet where the
+// source does not tell them. Both are reserved (RFC 6918, RFC 4443).
+const ICMPUnknown = 255
 
 // ICMP returns the ICMP type and code of a Key whose protocol is ICMP.
 func (k Key) ICMP() (typ, code uint8) { return uint8(k.Port >> 8), uint8(k.Port) }
@@ -31,10 +37,11 @@ const (
 	EndpointNode                   // a node's own address; hostNetwork pods share it
 	EndpointService                // a Service's virtual address
 	EndpointOutside                // known not to be of the cluster
-	EndpointAmbiguous              // more than one pod could have held it
+	EndpointAmbiguous              // more than one pod could have held it, or one that may be gone
+	EndpointAPIServer              // the Kubernetes API server's, where it is no node's
 )
 
-var endpointKindNames = [...]string{"unknown", "pod", "node", "service", "outside", "ambiguous"}
+var endpointKindNames = [...]string{"unknown", "pod", "node", "service", "outside", "ambiguous", "apiserver"}
 
 // String returns the kind in lower case.
 func (k EndpointKind) String() string { return name(endpointKindNames[:], uint8(k)) }
@@ -57,6 +64,10 @@ type Endpoint struct {
 	Identity uint64
 	// Labels are the pod's labels, without the volatile ones.
 	Labels map[string]string
+	// Candidates are who it could have been, as namespace/name: of a node's
+	// address, the pods that share its network; of an ambiguous one, those that
+	// could have held it.
+	Candidates []string
 }
 
 // Service is the address that a client asked for before DNAT, with the name of
@@ -98,6 +109,11 @@ type Flow struct {
 	Policies   []PolicyRef
 	Sources    Source
 
+	// NamedFrom and NamedTo bound when the flow's connections began: whoever
+	// had an address then is the flow's end, though counters may come long
+	// after. They are zero where that is from Start to End, and not stored.
+	NamedFrom, NamedTo time.Time
+
 	Connections uint64
 	Sent        Counters
 	Received    Counters
@@ -115,6 +131,18 @@ type Pair struct {
 	Src      netip.Addr // after SNAT
 	Dst      netip.Addr // after DNAT
 	Port     uint16
+	// Apart is empty where both ends have addresses. Flows that only names
+	// tell apart are of nobody's pair but their own node's: the names stand
+	// for many pods, whose connections are not the same.
+	Apart string
+}
+
+// Named returns the time by which the flow's ends are named.
+func (f *Flow) Named() (from, to time.Time) {
+	if f.NamedFrom.IsZero() {
+		return f.Start, f.End
+	}
+	return f.NamedFrom, f.NamedTo
 }
 
 // Pair returns the flow's pair.
@@ -123,5 +151,16 @@ func (f *Flow) Pair() Pair {
 	if f.TranslatedSrc.IsValid() {
 		src = f.TranslatedSrc
 	}
-	return Pair{f.Protocol, src, f.Dst, f.Port}
+	p := Pair{Protocol: f.Protocol, Src: src, Dst: f.Dst, Port: f.Port}
+	if !src.IsValid() || !f.Dst.IsValid() {
+		p.Apart = f.Node + " " + f.Direction.String() + " " + f.Source.nameOf() + " " + f.Destination.nameOf()
+	}
+	return p
+}
+
+func (e *Endpoint) nameOf() string {
+	if e == nil || e.Kind == EndpointUnknown {
+		return "-"
+	}
+	return e.Kind.String() + "/" + e.Namespace + "/" + e.Pod + "/" + e.Workload.Name + "/" + e.Node
 }

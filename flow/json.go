@@ -34,16 +34,17 @@ type flowJSON struct {
 }
 
 type endJSON struct {
-	IP           string            `json:"ip"`
+	IP           string            `json:"ip,omitempty"`            // absent where a plugin tells names only
 	TranslatedIP string            `json:"translated_ip,omitempty"` // after SNAT
 	Port         uint16            `json:"port,omitempty"`
-	Kind         string            `json:"kind,omitempty"` // pod, node, service, outside or ambiguous
+	Kind         string            `json:"kind,omitempty"` // pod, node, service, apiserver, outside or ambiguous
 	Namespace    string            `json:"namespace,omitempty"`
 	Pod          string            `json:"pod,omitempty"`
 	Workload     *workloadJSON     `json:"workload,omitempty"`
 	Labels       map[string]string `json:"labels,omitempty"`
 	Node         string            `json:"node,omitempty"`
 	Identity     string            `json:"identity,omitempty"` // 16 hexadecimal digits
+	Candidates   []string          `json:"candidates,omitempty"`
 }
 
 type workloadJSON struct {
@@ -54,7 +55,7 @@ type workloadJSON struct {
 type serviceJSON struct {
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name,omitempty"`
-	IP        string `json:"ip"`
+	IP        string `json:"ip,omitempty"`
 	Port      uint16 `json:"port,omitempty"`
 }
 
@@ -92,13 +93,14 @@ func (f Flow) MarshalJSON() ([]byte, error) {
 		j.Source.TranslatedIP = f.TranslatedSrc.String()
 	}
 	if f.Protocol.IsICMP() {
-		typ, code := f.ICMP()
-		j.ICMP = &icmpJSON{typ, code}
+		if typ, code := f.ICMP(); typ != ICMPUnknown {
+			j.ICMP = &icmpJSON{typ, code}
+		}
 	} else {
 		j.Destination.Port = f.Port
 	}
 	if s := f.Service; s != nil {
-		j.Service = &serviceJSON{s.Namespace, s.Name, s.Addr.String(), s.Port}
+		j.Service = &serviceJSON{s.Namespace, s.Name, addrText(s.Addr), s.Port}
 	}
 	if f.Counted {
 		j.Packets = &countsJSON{f.Sent.Packets, f.Received.Packets}
@@ -108,14 +110,14 @@ func (f Flow) MarshalJSON() ([]byte, error) {
 }
 
 func toEnd(addr netip.Addr, port uint16, e *Endpoint) endJSON {
-	j := endJSON{IP: addr.String(), Port: port}
+	j := endJSON{IP: addrText(addr), Port: port}
 	if e == nil {
 		return j
 	}
 	if e.Kind != EndpointUnknown {
 		j.Kind = e.Kind.String()
 	}
-	j.Namespace, j.Pod, j.Node, j.Labels = e.Namespace, e.Pod, e.Node, e.Labels
+	j.Namespace, j.Pod, j.Node, j.Labels, j.Candidates = e.Namespace, e.Pod, e.Node, e.Labels, e.Candidates
 	if e.Workload != (Workload{}) {
 		j.Workload = &workloadJSON{e.Workload.Kind, e.Workload.Name}
 	}
@@ -123,6 +125,14 @@ func toEnd(addr netip.Addr, port uint16, e *Endpoint) endJSON {
 		j.Identity = fmt.Sprintf("%016x", e.Identity)
 	}
 	return j
+}
+
+// addrText is empty for the zero Addr.
+func addrText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
 }
 
 // UnmarshalJSON reads what MarshalJSON writes.
@@ -150,6 +160,8 @@ func (f *Flow) UnmarshalJSON(b []byte) error {
 	}
 	if j.ICMP != nil {
 		f.Port = ICMPPort(j.ICMP.Type, j.ICMP.Code)
+	} else if f.Protocol.IsICMP() {
+		f.Port = ICMPPort(ICMPUnknown, ICMPUnknown)
 	}
 	if s := j.Service; s != nil {
 		f.Service = &Service{Addr: r.addr(s.IP), Port: s.Port, Namespace: s.Namespace, Name: s.Name}
@@ -192,13 +204,16 @@ func (r *reader) time(s string) time.Time {
 }
 
 func (r *reader) addr(s string) netip.Addr {
+	if s == "" {
+		return netip.Addr{}
+	}
 	a, err := netip.ParseAddr(s)
 	r.fail(err)
 	return a
 }
 
 func (r *reader) end(j endJSON) *Endpoint {
-	e := &Endpoint{Namespace: j.Namespace, Pod: j.Pod, Node: j.Node, Labels: j.Labels}
+	e := &Endpoint{Namespace: j.Namespace, Pod: j.Pod, Node: j.Node, Labels: j.Labels, Candidates: j.Candidates}
 	e.Kind = code[EndpointKind](r, "kind", endpointKindNames[:], j.Kind)
 	if j.Workload != nil {
 		e.Workload = Workload{j.Workload.Kind, j.Workload.Name}

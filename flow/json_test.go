@@ -32,8 +32,11 @@ func everything() Flow {
 			Kind: EndpointPod, Namespace: "shop", Pod: "web-6d4b-x2", Workload: Workload{"Deployment", "web"}, Node: "node-1",
 			Identity: 0x1f, Labels: map[string]string{"role": "web"},
 		},
-		Destination: &Endpoint{Kind: EndpointPod, Namespace: "shop", Pod: "db-0", Workload: Workload{"StatefulSet", "db"}, Node: "node-2"},
-		SourcePort:  40000, TranslatedSrc: netip.MustParseAddr("192.168.7.1"),
+		Destination: &Endpoint{
+			Kind: EndpointPod, Namespace: "shop", Pod: "db-0", Workload: Workload{"StatefulSet", "db"}, Node: "node-2",
+			Candidates: []string{"shop/db-0"},
+		},
+		SourcePort: 40000, TranslatedSrc: netip.MustParseAddr("192.168.7.1"),
 		Service: &Service{Addr: netip.MustParseAddr("10.96.0.33"), Port: 3306, Namespace: "shop", Name: "db"},
 		Reason:  ReasonLogged, Expected: VerdictDenied, Assessment: AssessmentEnforced, Caveat: CaveatRecent,
 		Policies: []PolicyRef{{Kind: "NetworkPolicy", Namespace: "shop", Name: "db-policy", Rule: "ingress[0]", Side: "ingress"}},
@@ -49,9 +52,18 @@ func samples() []Flow {
 	outside := bare
 	outside.Protocol, outside.Port = 47, 0
 	outside.Destination = &Endpoint{Kind: EndpointOutside}
+	outside.Source = &Endpoint{Kind: EndpointAPIServer}
 	silent := bare
 	silent.Counted = true // counted, and nothing moved: zero is said
-	return []Flow{everything(), bare, ping, outside, silent}
+	named := Flow{        // by a plugin that aggregates
+		Key: Key{Protocol: TCP, Port: 80, Verdict: VerdictAllowed, Direction: DirectionIngress}, Start: at(1), End: at(2), Node: "node-1",
+		Source:      &Endpoint{Kind: EndpointPod, Namespace: "shop", Workload: Workload{"Deployment", "web"}},
+		Destination: &Endpoint{Kind: EndpointOutside, Workload: Workload{"Network", "pub"}},
+		Service:     &Service{Port: 80, Namespace: "shop", Name: "db"}, Sources: SourceFelix | SourceHubble | SourceLog | SourceKernelLog,
+	}
+	pinged := ping
+	pinged.Port = ICMPPort(ICMPUnknown, ICMPUnknown)
+	return []Flow{everything(), bare, ping, outside, silent, named, pinged}
 }
 
 func TestJSON(t *testing.T) {

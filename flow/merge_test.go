@@ -95,6 +95,30 @@ func TestMerge(t *testing.T) {
 			told(0, "a", VerdictAllowed, 1, 100), told(0, "b", VerdictAllowed, 1, 100), told(10, "b", VerdictAllowed, 1, 50),
 		}, []string{"allowed ×1 100 @0", "allowed ×1 50 @10"}},
 		{
+			"what a node tells in other windows is not counted twice",
+			[]Flow{
+				told(0, "b", VerdictDenied, 6, 0), told(2, "b", VerdictDenied, 6, 0),
+				told(0, "a", VerdictUnanswered, 9, 0), told(3, "a", VerdictUnanswered, 3, 0),
+			},
+			[]string{"denied ×9 0 @0", "denied ×3 0 @2"},
+		},
+		{
+			"nor left over as unanswered",
+			[]Flow{
+				told(0, "b", VerdictDenied, 9, 0),
+				told(0, "a", VerdictUnanswered, 6, 60), told(3, "a", VerdictUnanswered, 4, 40),
+			},
+			[]string{"denied ×9 60 @0", "unanswered ×1 40 @3"},
+		},
+		{
+			"bytes that a node reads a window later are not counted twice",
+			[]Flow{
+				told(0, "a", VerdictAllowed, 1, 100), told(0, "b", VerdictAllowed, 1, 10),
+				told(2, "a", VerdictAllowed, 1, 100), told(2, "b", VerdictAllowed, 1, 190),
+			},
+			[]string{"allowed ×1 100 @0", "allowed ×1 100 @2"},
+		},
+		{
 			"reports come in any order",
 			[]Flow{told(10, "a", VerdictAllowed, 2, 20), told(0, "a", VerdictAllowed, 1, 10)},
 			[]string{"allowed ×1 10 @0", "allowed ×2 20 @10"},

@@ -9,6 +9,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
@@ -101,7 +102,9 @@ func decodeObject(raw []byte, o *Objects, problem func(error)) {
 		o.ReplicaSets, err = keep(raw, o.ReplicaSets, func(r *appsv1.ReplicaSet) { r.Namespace = orDefault(r.Namespace) })
 	case "batch/v1 Job":
 		o.Jobs, err = keep(raw, o.Jobs, func(j *batchv1.Job) { j.Namespace = orDefault(j.Namespace) })
-	case "apps/v1 Deployment", "apps/v1 StatefulSet", "apps/v1 DaemonSet", "batch/v1 CronJob", "discovery.k8s.io/v1 EndpointSlice":
+	case "discovery.k8s.io/v1 EndpointSlice":
+		o.EndpointSlices, err = keep(raw, o.EndpointSlices, func(s *discoveryv1.EndpointSlice) { s.Namespace = orDefault(s.Namespace) })
+	case "apps/v1 Deployment", "apps/v1 StatefulSet", "apps/v1 DaemonSet", "batch/v1 CronJob":
 		// They name nothing that pods and Services do not say themselves.
 	default:
 		err = fmt.Errorf("apiVersion %q, kind %q is not one that is used", meta.APIVersion, meta.Kind)
@@ -139,13 +142,27 @@ func orDefault(namespace string) string {
 	return namespace
 }
 
+// onlyPorts keeps of containers the ports that have names.
+func onlyPorts(containers []corev1.Container) []corev1.Container {
+	var out []corev1.Container
+	for _, c := range containers {
+		if len(c.Ports) > 0 {
+			out = append(out, corev1.Container{Name: c.Name, Ports: c.Ports})
+		}
+	}
+	return out
+}
+
 // trimPod keeps of a pod what names it.
 func trimPod(p *corev1.Pod) {
 	*p = corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: orDefault(p.Namespace), Name: p.Name, UID: p.UID, Labels: p.Labels, OwnerReferences: p.OwnerReferences,
 		},
-		Spec:   corev1.PodSpec{NodeName: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork},
+		Spec: corev1.PodSpec{
+			NodeName: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork,
+			InitContainers: onlyPorts(p.Spec.InitContainers), Containers: onlyPorts(p.Spec.Containers),
+		},
 		Status: corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
 	}
 }

@@ -2,9 +2,8 @@
 package kube
 
 import (
-	"maps"
 	"net/netip"
-	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,138 +13,264 @@ import (
 	"github.com/flowaudit/flowaudit/flow"
 )
 
-// Index answers (address, time) → Endpoint. Readers never wait: they see the
-// last complete state.
+// Options say what an index is for.
+type Options struct {
+	// Partial says that only one node's objects will be known: an address
+	// that is not found is unknown then, never outside, and identities, which
+	// need the namespace's labels, are 0.
+	Partial bool
+	// Slack is how far the clocks of the cluster may differ; see SetSlack.
+	Slack time.Duration
+	// Changed is told each change of a NetworkPolicy, of a namespace's labels
+	// and of which identities there are, in order. It must return at once. An
+	// object that was there at the start is told too.
+	Changed func(flow.Change)
+}
+
+// Index answers (address, time) → Endpoint, and remembers for some hours who
+// held an address before. Readers wait for one change at most, never for a
+// whole list.
 type Index struct {
-	mu    sync.Mutex // held by the one who replaces the state
-	state atomic.Pointer[state]
+	options   Options
+	addresses *addresses
+	networks  *networks
+	services  servicePorts
+	ambiguous ambiguousEnds
+	version   atomic.Uint64 // one more for each change of who holds an address
+	hosts     atomic.Int64  // pods and nodes that are known
+	exact     atomic.Bool   // told by manifests
+	slack     atomic.Int64  // how far clocks may differ, nanoseconds
+	policies  atomic.Pointer[[]*networkingv1.NetworkPolicy]
+
+	mu         sync.Mutex // held by the one who changes what is below
+	labels     labelSets
+	namespaces map[string]*namespace
+	pods       map[podKey]*podRecord
+	nodes      map[string]*nodeRecord
+	svcs       map[podKey]*serviceRecord
+	apiServer  *holder
+	apiAddrs   []netip.Addr
+	apiPorts   map[frontKey]bool
+	slices     map[podKey]*sliceRecord
+	owners     owners
+	byName     map[podKey]*networkingv1.NetworkPolicy
+	identities identities
+	problems   problems
+	ended      endedClaims
 }
 
-// state is one complete view of the cluster, and is never changed.
-type state struct {
-	addrs    map[netip.Addr][]holding // oldest first
-	services map[servicePort]*flow.Service
-	policies []*networkingv1.NetworkPolicy
-	stats    Stats
+// Pod is a pod as it was for a time. It is shared and never changed.
+type Pod struct {
+	flow.Endpoint
+	// AllLabels are the pod's labels with the volatile ones: a policy may select by them.
+	AllLabels map[string]string
+	// Ports are the ports that its containers give a name to.
+	Ports       []flow.NamedPort
+	HostNetwork bool
 }
-
-// holding says that an endpoint had an address for a time.
-type holding struct {
-	from, to time.Time // the zero time is unbounded
-	endpoint *flow.Endpoint
-}
-
-type servicePort struct {
-	addr     netip.Addr
-	port     uint16
-	protocol flow.Protocol
-}
-
-// Stats describes what the index knows.
-type Stats struct {
-	Pods, Namespaces, Services, Nodes, Policies int
-	Ambiguous                                   int // addresses that more than one pod claims
-	// Problems are objects and files that could not be used, in plain words.
-	Problems []string
-}
-
-// historyKept is how long the index remembers who held an address before.
-const historyKept = 6 * time.Hour
 
 // NewIndex returns an index that knows nothing.
-func NewIndex() *Index {
-	x := &Index{}
-	x.state.Store(&state{})
+func NewIndex() *Index { return New(Options{}) }
+
+// New returns an index that knows nothing.
+func New(o Options) *Index {
+	x := &Index{
+		options: o, addresses: newAddresses(), networks: newNetworks(),
+		labels: make(labelSets), namespaces: make(map[string]*namespace), pods: make(map[podKey]*podRecord),
+		nodes: make(map[string]*nodeRecord), svcs: make(map[podKey]*serviceRecord), slices: make(map[podKey]*sliceRecord),
+		apiServer: &holder{rank: rankAPIServer, kind: "API server"}, owners: newOwners(),
+		byName:     make(map[podKey]*networkingv1.NetworkPolicy),
+		identities: identities{pods: make(map[uint64]int), tell: o.Changed},
+		problems:   newProblems(),
+	}
+	x.services.init()
+	x.slack.Store(int64(o.Slack))
+	x.policies.Store(&[]*networkingv1.NetworkPolicy{})
 	return x
 }
 
 // Endpoint says who held addr at a moment. An address that nobody held is
-// outside if the cluster is known, else unknown. The result is shared, the
-// same for the same holder, and never nil.
+// outside if the cluster is known and has no such addresses, else unknown. The
+// result is shared, the same for the same holder, and never nil.
 func (x *Index) Endpoint(addr netip.Addr, at time.Time) *flow.Endpoint {
-	s := x.state.Load()
-	held := s.addrs[addr]
-	for i := len(held) - 1; i >= 0; i-- {
-		h := &held[i]
-		if (h.from.IsZero() || !at.Before(h.from)) && (h.to.IsZero() || at.Before(h.to)) {
-			return h.endpoint
-		}
+	t := at.UnixNano()
+	e, since := x.addresses.answer(addr)
+	if e == nil || t < since {
+		e, _ = x.judge(addr, t, t)
 	}
-	if s.stats.Pods+s.stats.Nodes == 0 || special(addr) {
-		return nobody
-	}
-	return outside
+	return e
 }
 
-// nobody and outside are shared answers; they are never changed.
-var (
-	nobody  = &flow.Endpoint{}
-	outside = &flow.Endpoint{Kind: flow.EndpointOutside}
+const (
+	// settling is how long news of a new holder may take.
+	settling = 750 * time.Millisecond
+	// late is how long it may take where the last holder is going or gone:
+	// kubelet tells a pod's address a moment after the pod has it.
+	late = 2 * time.Second
 )
 
-// special reports addresses of which one cannot say that they are outside.
-func special(a netip.Addr) bool {
-	return a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast()
+// Holder says who held addr all the time from one moment to another: nobody
+// where that was not one alone. news is how long after to the answer may
+// still change; 0 if it will not.
+func (x *Index) Holder(addr netip.Addr, from, to time.Time) (e *flow.Endpoint, news time.Duration) {
+	a, b := from.UnixNano(), to.UnixNano()
+	e, since := x.addresses.answer(addr)
+	firm := e != nil && a >= since
+	if !firm {
+		e, firm = x.judge(addr, a, max(a, b))
+	}
+	return e, x.pace(addr, e, firm)
 }
 
-// Service names the Service that owns an address and port; nil if there is none.
-func (x *Index) Service(addr netip.Addr, port uint16, protocol flow.Protocol, _ time.Time) *flow.Service {
-	return x.state.Load().services[servicePort{addr, port, protocol}]
+// pace is how long news about an answer may take.
+func (x *Index) pace(addr netip.Addr, e *flow.Endpoint, firm bool) time.Duration {
+	switch {
+	case x.exact.Load():
+		return 0
+	case e.Kind == flow.EndpointPod && firm:
+		return settling
+	case e.Kind == flow.EndpointPod || e.Kind == flow.EndpointAmbiguous || x.networks.contain(addr):
+		return late
+	case e == outside && addr.IsPrivate():
+		return settling // the first pod of a network that nobody told of may be there
+	}
+	return 0
 }
+
+// judge looks at the claims of an address.
+func (x *Index) judge(addr netip.Addr, a, b int64) (e *flow.Endpoint, firm bool) {
+	switch v := decide(x.addresses.claims(addr), a, b); {
+	case v.claim != nil:
+		return v.claim.at(a).endpoint, v.firm
+	case v.ambiguous != nil:
+		return x.ambiguous.get(candidates(v.ambiguous)), false
+	}
+	if x.options.Partial || special(addr) || x.hosts.Load() == 0 || x.networks.contain(addr) {
+		return nobody, false
+	}
+	return outside, false
+}
+
+// Pod returns the pod that held addr at a moment; nil if no pod is known to have.
+func (x *Index) Pod(addr netip.Addr, at time.Time) *Pod {
+	t := at.UnixNano()
+	if v := decide(x.addresses.claims(addr), t, t); v.claim != nil {
+		return v.claim.at(t).pod
+	}
+	return nil
+}
+
+// Version changes whenever it becomes known that an address has another holder
+// or that a holder has another name.
+func (x *Index) Version() uint64 { return x.version.Load() }
+
+// SetSlack says how far the clocks of the cluster differ, as it is measured:
+// the times at which one holder follows another are that much less sure.
+func (x *Index) SetSlack(d time.Duration) { x.slack.Store(int64(d)) }
 
 // Policies returns the NetworkPolicies. They must not be changed.
-func (x *Index) Policies() []*networkingv1.NetworkPolicy { return x.state.Load().policies }
+func (x *Index) Policies() []*networkingv1.NetworkPolicy { return *x.policies.Load() }
 
-// Stats describes the present state.
-func (x *Index) Stats() Stats { return x.state.Load().stats }
+// historyKept is how long the index remembers who held an address before, and
+// maxEnded how many of such.
+const (
+	historyKept = 6 * time.Hour
+	maxEnded    = 1 << 19
+)
 
-// Replace makes the objects the cluster's whole state from a moment on. What
-// an address meant before is remembered for some hours.
-func (x *Index) Replace(o *Objects, at time.Time) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	before := x.state.Load()
-	next, now := o.build()
-	next.addrs = succeed(before.addrs, now, at, len(before.addrs) == 0)
-	x.state.Store(next)
+// endedClaims are the claims that are over, oldest first.
+type endedClaims struct {
+	queue   []endedClaim
+	dropped uint64 // before their time, for want of room
 }
 
-// succeed continues the history with who holds each address now. In the first
-// state every holding began at an unknown time.
-func succeed(before map[netip.Addr][]holding, now map[netip.Addr]*flow.Endpoint, at time.Time, first bool) map[netip.Addr][]holding {
-	out := make(map[netip.Addr][]holding, len(now))
-	for addr, held := range before {
-		if kept := closed(held, now[addr], at); len(kept) > 0 {
-			out[addr] = kept
-		}
-	}
-	for addr, e := range now {
-		held := out[addr]
-		if n := len(held); n > 0 && held[n-1].to.IsZero() {
-			continue // the same holder goes on
-		}
-		h := holding{from: at, endpoint: e}
-		if first {
-			h.from = time.Time{}
-		}
-		out[addr] = append(held, h)
-	}
-	return out
+type endedClaim struct {
+	addr netip.Addr
+	to   int64
 }
 
-// closed ends the last holding unless its holder is still the same, and
-// forgets what is too old.
-func closed(held []holding, now *flow.Endpoint, at time.Time) []holding {
-	held = slices.Clone(held)
-	if last := &held[len(held)-1]; last.to.IsZero() && (now == nil || !same(last.endpoint, now)) {
-		last.to = at
-	}
-	return slices.DeleteFunc(held, func(h holding) bool {
-		return !h.to.IsZero() && at.Sub(h.to) > historyKept
-	})
+// publish makes the claims of an address what readers see.
+func (x *Index) publish(addr netip.Addr, claims []claim) {
+	x.addresses.set(addr, claims)
+	x.version.Add(1)
 }
 
-func same(a, b *flow.Endpoint) bool {
-	return a.Kind == b.Kind && a.Namespace == b.Namespace && a.Pod == b.Pod && a.Workload == b.Workload &&
-		a.Node == b.Node && a.Identity == b.Identity && maps.Equal(a.Labels, b.Labels)
+// beginClaim publishes a claim that is new.
+func (x *Index) beginClaim(addr netip.Addr, c claim) {
+	if c.network {
+		x.networks.addNeighbour(addr, 1)
+	}
+	x.publish(addr, with(x.addresses.claims(addr), c))
+	x.checkConflict(addr)
+}
+
+// endClaim publishes a claim that is over, and sees to it that it is forgotten
+// in time.
+func (x *Index) endClaim(addr netip.Addr, c claim) {
+	x.publish(addr, with(x.addresses.claims(addr), c))
+	x.ended.queue = append(x.ended.queue, endedClaim{addr, c.to})
+	x.checkConflict(addr)
+	x.forget(c.to)
+}
+
+// forget lets go of what ended too long ago.
+func (x *Index) forget(now int64) {
+	for len(x.ended.queue) > 0 {
+		first := x.ended.queue[0]
+		old := now-first.to > int64(historyKept)
+		if !old && len(x.ended.queue) <= maxEnded {
+			return
+		}
+		if !old {
+			x.ended.dropped++
+		}
+		x.ended.queue = x.ended.queue[1:]
+		x.drop(first.addr, first.to)
+	}
+}
+
+// drop removes the claims of an address that were over at a time.
+func (x *Index) drop(addr netip.Addr, to int64) {
+	claims := x.addresses.claims(addr)
+	kept := make([]claim, 0, len(claims))
+	for _, c := range claims {
+		switch {
+		case c.open() || c.to > to:
+			kept = append(kept, c)
+		case c.network:
+			x.networks.addNeighbour(addr, -1)
+		}
+	}
+	if len(kept) < len(claims) {
+		x.publish(addr, kept)
+	}
+}
+
+// ambiguousEnds keeps each answer of the kind ambiguous once.
+type ambiguousEnds struct {
+	mu   sync.RWMutex
+	ends map[string]*flow.Endpoint
+}
+
+const maxAmbiguousEnds = 1 << 14
+
+func (a *ambiguousEnds) get(names []string) *flow.Endpoint {
+	key := strings.Join(names, "\x00")
+	a.mu.RLock()
+	e := a.ends[key]
+	a.mu.RUnlock()
+	if e != nil {
+		return e
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if e := a.ends[key]; e != nil {
+		return e
+	}
+	if a.ends == nil || len(a.ends) >= maxAmbiguousEnds {
+		a.ends = make(map[string]*flow.Endpoint)
+	}
+	e = &flow.Endpoint{Kind: flow.EndpointAmbiguous, Candidates: names}
+	a.ends[key] = e
+	return e
 }

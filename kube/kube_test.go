@@ -66,6 +66,7 @@ metadata: {name: nightly-1, namespace: shop, ownerReferences: [{apiVersion: batc
 apiVersion: v1
 kind: Node
 metadata: {name: n1}
+spec: {podCIDR: 10.9.0.0/24, podCIDRs: [10.9.0.0/24, "fd09::/64"]}
 status: {addresses: [{type: InternalIP, address: 192.168.0.1}, {type: Hostname, address: n1}]}
 ---`
 	const service = `
@@ -73,6 +74,26 @@ apiVersion: v1
 kind: Service
 metadata: {name: db, namespace: shop}
 spec: {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1, "fd00::1"], externalIPs: [203.0.113.9], ports: [{port: 3306, nodePort: 30306}]}
+---`
+	const balanced = `
+apiVersion: v1
+kind: Service
+metadata: {name: lb, namespace: shop}
+spec: {clusterIP: 10.96.0.7, ports: [{port: 80}]}
+status: {loadBalancer: {ingress: [{ip: 203.0.113.10}]}}
+---`
+	const apiServer = `
+apiVersion: v1
+kind: Service
+metadata: {name: kubernetes, namespace: default}
+spec: {clusterIP: 10.96.0.9, ports: [{name: https, port: 443, targetPort: 6443}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: kubernetes, namespace: default, labels: {kubernetes.io/service-name: kubernetes}}
+addressType: IPv4
+ports: [{name: https, port: 6443, protocol: TCP}]
+endpoints: [{addresses: [203.0.113.1], conditions: {ready: true}}]
 ---`
 	const host = `
 apiVersion: v1
@@ -97,6 +118,16 @@ status: {podIP: 192.168.0.1}
 		{"a completed pod's address belongs to the next", done + pod("new", "10.0.0.1"), "10.0.0.1", "pod shop/new Pod/new n1"},
 		{"two pods with one address: neither", pod("a", "10.0.0.1") + pod("b", "10.0.0.1"), "10.0.0.1", "ambiguous / /"},
 		{"an address of nobody is outside", pod("web", "10.0.0.1"), "192.0.2.1", "outside / /"},
+		{"an address of nobody among pods' is unknown", pod("web", "10.0.0.1"), "10.0.0.2", "unknown / /"},
+		{"an address of nobody in a node's podCIDR is unknown", node, "10.9.0.1", "unknown / /"},
+		{"a ClusterIP of nobody among Services' is unknown", node + service, "10.96.0.2", "unknown / /"},
+		{"the API server", node + apiServer, "203.0.113.1", "apiserver default/ Service/kubernetes"},
+		{"the API server's Service", node + apiServer, "10.96.0.9", "service default/ Service/kubernetes"},
+		{"an API server on a node is the node", node + strings.ReplaceAll(apiServer, "203.0.113.1", "192.168.0.1"), "192.168.0.1", "node / / n1"},
+		{"a headless Service has no address", node + strings.ReplaceAll(service, "10.96.0.1", "None"), "10.96.0.1", "outside / /"},
+		{"an ExternalName Service has no address", node + strings.Replace(service, "{clusterIP", "{type: ExternalName, externalName: example.org, clusterIP", 1), "10.96.0.1", "outside / /"},
+		{"a load balancer's address", node + service + balanced, "203.0.113.10", "service shop/ Service/lb"},
+		{"a pod before a Service that claims its address", pod("web", "203.0.113.9") + service, "203.0.113.9", "pod shop/web Pod/web n1"},
 		{"loopback is never outside", pod("web", "10.0.0.1"), "127.0.0.1", "unknown / /"},
 		{"an empty index knows nothing", "", "192.0.2.1", "unknown / /"},
 	} {
@@ -163,7 +194,7 @@ func TestHistory(t *testing.T) {
 		t.Error("a holder that stayed has another endpoint")
 	}
 	replace(t1.Add(historyKept+time.Minute), pod("new", "10.0.0.1"))
-	if got := who(x, "10.0.0.1", t0); got != "outside / /" {
+	if got := who(x, "10.0.0.1", t0); got != "unknown / /" {
 		t.Errorf("after %s the old holder is still known: %q", historyKept, got)
 	}
 }
@@ -231,7 +262,7 @@ func TestManifests(t *testing.T) {
 		if err := m.load(t1); err != nil {
 			t.Fatal(err)
 		}
-		if got := who(x, "10.0.0.2", t1); got != "outside / /" {
+		if got := who(x, "10.0.0.2", t1); got != "unknown / /" {
 			t.Errorf("10.0.0.2 is %q", got)
 		}
 	})
@@ -275,23 +306,4 @@ func FuzzDecodeFile(f *testing.F) {
 		o.Problems = decodeFile("f", b, o)
 		NewIndex().Replace(o, t0)
 	})
-}
-
-func BenchmarkEndpoint(b *testing.B) {
-	now := make(map[netip.Addr]*flow.Endpoint)
-	addr := netip.MustParseAddr("10.0.0.0")
-	var addrs []netip.Addr
-	for range 150_000 {
-		addr = addr.Next()
-		addrs = append(addrs, addr)
-		now[addr] = &flow.Endpoint{Kind: flow.EndpointPod}
-	}
-	x := NewIndex()
-	x.state.Store(&state{addrs: succeed(nil, now, t0, true)})
-	b.ReportAllocs()
-	i := 0
-	for b.Loop() {
-		x.Endpoint(addrs[i*7919%len(addrs)], t1)
-		i++
-	}
 }

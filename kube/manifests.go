@@ -177,6 +177,7 @@ func (o *Objects) append(p *Objects) {
 	o.Nodes = append(o.Nodes, p.Nodes...)
 	o.Pods = append(o.Pods, p.Pods...)
 	o.Services = append(o.Services, p.Services...)
+	o.EndpointSlices = append(o.EndpointSlices, p.EndpointSlices...)
 	o.Policies = append(o.Policies, p.Policies...)
 	o.ReplicaSets = append(o.ReplicaSets, p.ReplicaSets...)
 	o.Jobs = append(o.Jobs, p.Jobs...)

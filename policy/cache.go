@@ -4,6 +4,8 @@ import (
 	"math/bits"
 	"sync"
 	"sync/atomic"
+
+	"github.com/flowaudit/flowaudit/flow"
 )
 
 // edge is everything that a side's decision depends on, but for whether both
@@ -24,10 +26,13 @@ func (e *edge) hash() uint64 {
 	return high ^ low
 }
 
-// remembered is one decision. It is never changed.
+// remembered is one decision, as large as a cache line. It is never changed
+// once it is in the cache.
 type remembered struct {
-	edge edge
-	side Side
+	edge    edge
+	verdict flow.Verdict
+	reason  Reason
+	allowed []flow.PolicyRef
 }
 
 // cache remembers decisions. It forgets some when there are too many; readers
@@ -57,26 +62,24 @@ func newCache(limit int) *cache {
 }
 
 // find returns nil if the edge is not remembered. An edge has two places.
-func (c *cache) find(e *edge) *Side {
+func (c *cache) find(e *edge) *remembered {
 	table := *c.table.Load()
 	at := e.hash() & uint64(len(table)-1)
 	if r := table[at].Load(); r != nil && r.edge == *e {
-		return &r.side
+		return r
 	}
 	if r := table[at^1].Load(); r != nil && r.edge == *e {
-		return &r.side
+		return r
 	}
 	return nil
 }
 
-func (c *cache) add(e *edge, s *Side) *Side {
-	r := &remembered{*e, *s}
+func (c *cache) add(r *remembered) {
 	table := *c.table.Load()
 	put(table, r)
 	if added := c.added.Add(1); added > int64(2*len(table)) && len(table) < c.limit {
 		c.enlarge(len(table))
 	}
-	return &r.side
 }
 
 // put makes room by forgetting the older of two.

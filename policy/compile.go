@@ -41,8 +41,8 @@ func (p *compiled) valid() answer {
 
 // rule is one item of ingress or egress.
 type rule struct {
-	ref      flow.PolicyRef
-	everyone bool // no peers: not restricted by them
+	alone    []flow.PolicyRef // names the rule; its capacity is 1
+	everyone bool             // no peers: not restricted by them
 	peers    []peer
 	ports    []port // none: not restricted by them
 
@@ -141,8 +141,9 @@ func (c *compiler) selector(s *metav1.LabelSelector, at *field.Path) *selector {
 }
 
 func (c *compiler) rule(direction int, at *field.Path, index int, peersName string, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) {
-	r := &rule{ref: c.policy.refs[direction], everyone: len(peers) == 0}
-	r.ref.Rule = fmt.Sprintf("%s[%d]", directionNames[direction], index)
+	ref := c.policy.refs[direction]
+	ref.Rule = fmt.Sprintf("%s[%d]", directionNames[direction], index)
+	r := &rule{alone: []flow.PolicyRef{ref}, everyone: len(peers) == 0}
 	for i := range peers {
 		r.peers = append(r.peers, c.peer(&peers[i], at.Child(peersName).Index(i)))
 	}

@@ -85,11 +85,10 @@ func (r *rule) matchBlocks(q *question) answer {
 }
 
 // evaluate decides a side of a pod that a policy selects, or perhaps does.
-func (s *selection) evaluate(q *question) Side {
-	side := Side{Isolated: s.isolated, By: s.by}
+func (s *selection) evaluate(out *remembered, q *question) {
 	if !q.protocol.HasPorts() {
-		side.Reason = ReasonProtocol
-		return side
+		out.reason = ReasonProtocol
+		return
 	}
 	var certain, doubtful answer // whether such a policy allows it
 	everyDoubtful := true        // whether all of them do
@@ -99,7 +98,7 @@ func (s *selection) evaluate(q *question) Side {
 		for _, r := range p.rules {
 			a := r.match(q)
 			if a.is == yes && (p.selects.is == yes || !s.isolated) {
-				side.Allowed = append(side.Allowed, r.ref)
+				out.allow(r)
 			}
 			allows = allows.or(a)
 		}
@@ -114,25 +113,32 @@ func (s *selection) evaluate(q *question) Side {
 	}
 	switch {
 	case s.isolated:
-		side.decide(certain.or(doubtful))
+		out.decide(certain.or(doubtful))
 	case everyDoubtful:
-		side.decide(answer{is: yes})
+		out.decide(answer{is: yes})
 	default:
-		side.decide(doubt(ReasonInvalid))
+		out.decide(doubt(ReasonInvalid))
 	}
-	return side
+}
+
+// allow adds a rule. One alone is a slice that all share.
+func (r *remembered) allow(by *rule) {
+	if r.allowed == nil {
+		r.allowed = by.alone
+		return
+	}
+	r.allowed = append(r.allowed, by.alone...)
 }
 
 // decide gives the side its verdict.
-func (s *Side) decide(allowed answer) {
+func (r *remembered) decide(allowed answer) {
 	switch allowed.is {
 	case yes:
-		s.Verdict, s.Reason = flow.VerdictAllowed, ReasonRule
+		r.verdict, r.reason = flow.VerdictAllowed, ReasonRule
 	case no:
-		s.Verdict, s.Reason = flow.VerdictDenied, ReasonNoRule
+		r.verdict, r.reason = flow.VerdictDenied, ReasonNoRule
 	default:
-		s.Verdict, s.Reason = flow.VerdictUnknown, allowed.why
-		s.Allowed = nil
+		r.verdict, r.reason, r.allowed = flow.VerdictUnknown, allowed.why, nil
 	}
 }
 

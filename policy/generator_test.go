@@ -21,6 +21,9 @@ type generator struct {
 	invalid float64 // how often something invalid is made
 }
 
+// fixed is a source that always gives the same.
+func fixed() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
+
 func pick[T any](g *generator, from ...T) T { return from[g.IntN(len(from))] }
 
 func (g *generator) often(p float64) bool { return g.Float64() < p }

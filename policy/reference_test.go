@@ -365,10 +365,8 @@ func (r *refPolicies) peer(p *networkingv1.NetworkPolicy, peer *networkingv1.Net
 	case end.kind != "pod":
 		return perhaps
 	}
-	matches := certainly
-	if peer.NamespaceSelector == nil {
-		matches = surely(p.Namespace == end.pod.namespace)
-	} else {
+	matches := surely(p.Namespace == end.pod.namespace)
+	if peer.NamespaceSelector != nil {
 		matches = r.inNamespace(peer.NamespaceSelector, end.pod)
 	}
 	if peer.PodSelector != nil {

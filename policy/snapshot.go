@@ -13,8 +13,8 @@ import (
 // Snapshot is a cluster's policies, namespaces and pods at one revision. It is
 // never changed and may be used concurrently.
 //
-// An Engine is fastest at its latest snapshot. Who asks an old one for long
-// should fork the engine instead of going back and forth.
+// A class remembers what the latest few revisions meant to it. Who asks about
+// many at a time should fork the engine for each.
 type Snapshot struct {
 	engine   *identity
 	slot     uint32 // of the engine, in classes
@@ -53,13 +53,11 @@ func (s *shared) nextID() uint64 { return firstID + s.ids.Add(1) }
 func (s *Snapshot) Revision() uint64 { return s.revision }
 
 // Decide says what the policies say about a connection.
-func (s *Snapshot) Decide(c *Connection) Decision {
-	d := Decision{
-		Egress:   s.side(egress, &c.Src, &c.Dst, &c.Dst, c),
-		Ingress:  s.side(ingress, &c.Dst, c.seen(), &c.Dst, c),
-		Revision: s.revision,
-	}
+func (s *Snapshot) Decide(c *Connection) (d Decision) {
+	s.side(&d.Egress, egress, &c.Src, &c.Dst, c)
+	s.side(&d.Ingress, ingress, &c.Dst, c.seen(), c)
 	d.Verdict = both(d.Egress.Verdict, d.Ingress.Verdict)
+	d.Revision = s.revision
 	return d
 }
 
@@ -75,24 +73,28 @@ func both(a, b flow.Verdict) flow.Verdict {
 }
 
 // side decides one direction for the end that its policies would select.
-func (s *Snapshot) side(direction int, subject, peer, dst *End, c *Connection) Side {
+func (s *Snapshot) side(out *Side, direction int, subject, peer *End, c *Connection) {
 	switch subject.kind() {
 	case flow.EndpointPod:
 	case flow.EndpointNode, flow.EndpointOutside:
-		return Side{Verdict: flow.VerdictAllowed, Reason: ReasonNotPod}
+		out.Verdict, out.Reason = flow.VerdictAllowed, ReasonNotPod
+		return
 	default:
-		return Side{Reason: ReasonEnd}
+		out.Reason = ReasonEnd
+		return
 	}
 	class := s.class(subject.Class)
 	policies := &class.sides[direction]
 	if len(policies.policies) == 0 {
-		return Side{Verdict: flow.VerdictAllowed, Reason: ReasonNotIsolated}
+		out.Verdict, out.Reason = flow.VerdictAllowed, ReasonNotIsolated
+		return
 	}
-	side := *s.ask(class, direction, peer, dst, c)
-	if side.Verdict != flow.VerdictAllowed {
-		side.exempt(&c.Src, &c.Dst, subject, peer)
+	r := s.ask(class, direction, peer, c)
+	out.Verdict, out.Reason, out.Allowed = r.verdict, r.reason, r.allowed
+	out.Isolated, out.By = policies.isolated, policies.by
+	if out.Verdict != flow.VerdictAllowed {
+		out.exempt(&c.Src, &c.Dst, subject, peer)
 	}
-	return side
 }
 
 // exempt lets a pod reach itself, and its node, whatever the policies say.
@@ -109,30 +111,33 @@ func (s *Side) exempt(src, dst, subject, peer *End) {
 }
 
 // ask remembers what was asked before.
-func (s *Snapshot) ask(class *compiledClass, direction int, peer, dst *End, c *Connection) *Side {
+func (s *Snapshot) ask(class *compiledClass, direction int, peer *End, c *Connection) *remembered {
+	policies := &class.sides[direction]
 	e := edge{
 		subject: class.id<<1 | uint64(direction), peer: uint64(peer.kind()),
 		traffic: uint32(c.Protocol)<<16 | uint32(c.Port),
 	}
-	q := question{protocol: c.Protocol, port: c.Port, dst: dst, peer: peer, table: s.table}
+	var peerClass *compiledClass
 	if peer.kind() == flow.EndpointPod {
-		q.class = s.class(peer.Class)
-		e.peer = q.class.id
+		peerClass = s.class(peer.Class)
+		e.peer = peerClass.id
 	}
-	policies := &class.sides[direction]
 	if policies.usesBlocks {
-		q.place = s.table.place(peer.Addr)
-		e.place, e.table = q.place, s.table.version
+		e.place, e.table = s.table.place(peer.Addr), s.table.version
 	}
-	if s.cacheless {
-		side := policies.evaluate(&q)
-		return &side
+	if !s.cacheless {
+		if known := s.shared.cache.find(&e); known != nil {
+			return known
+		}
 	}
-	if known := s.shared.cache.find(&e); known != nil {
-		return known
+	r := &remembered{edge: e}
+	policies.evaluate(r, &question{
+		protocol: c.Protocol, port: c.Port, dst: &c.Dst, peer: peer, class: peerClass, place: e.place, table: s.table,
+	})
+	if !s.cacheless {
+		s.shared.cache.add(r)
 	}
-	side := policies.evaluate(&q)
-	return s.shared.cache.add(&e, &side)
+	return r
 }
 
 // Policies lists the policies, sorted by namespace and name.

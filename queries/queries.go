@@ -21,7 +21,7 @@ type Type string
 // The types.
 const (
 	String  Type = "string"
-	Int     Type = "int"
+	Int     Type = "int"     // from 1: a limit, or a length
 	Since   Type = "since"   // a duration back from now such as 1h or 7d, or an RFC 3339 time
 	Address Type = "address" // an IP address
 )
@@ -158,8 +158,8 @@ func (a *Argument) value(text string, now time.Time) (any, error) {
 	switch a.Type {
 	case Int:
 		n, err := strconv.ParseInt(text, 10, 64)
-		if err != nil {
-			return nil, fmt.Errorf("%q is no whole number", text)
+		if err != nil || n < 1 {
+			return nil, fmt.Errorf("%q is no whole number from 1", text)
 		}
 		return n, nil
 	case Since:
@@ -174,11 +174,14 @@ func (a *Argument) value(text string, now time.Time) (any, error) {
 	return text, nil
 }
 
+// maxDays is what a time.Duration holds, and more than any store.
+const maxDays = 100_000
+
 // ParseSince reads a duration back from now, such as 90s, 5m, 2h or 7d, an
 // RFC 3339 time, or a local date with or without a time of day.
 func ParseSince(text string, now time.Time) (time.Time, error) {
 	if days, ok := strings.CutSuffix(text, "d"); ok {
-		if n, err := strconv.ParseFloat(days, 64); err == nil && n >= 0 {
+		if n, err := strconv.ParseFloat(days, 64); err == nil && n >= 0 && n <= maxDays {
 			return now.Add(-time.Duration(n * 24 * float64(time.Hour))), nil
 		}
 	}

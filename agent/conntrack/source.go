@@ -57,8 +57,9 @@ type Source struct {
 	events *nlmsg.Reader
 	dumps  *nlmsg.Reader
 	heal   chan struct{} // asks for a dump after a loss
+	asked  chan []Question
 
-	read, dumped, malformed, overruns atomic.Uint64
+	read, dumped, malformed, overruns, unanswered atomic.Uint64
 }
 
 // Open joins the events in the network namespace of the calling thread.
@@ -72,7 +73,7 @@ func Open(o Options) (*Source, error) {
 	if o.ReceiveBuffer == 0 {
 		o.ReceiveBuffer = defaultReceiveBuffer
 	}
-	s := &Source{o: o, heal: make(chan struct{}, 1)}
+	s := &Source{o: o, heal: make(chan struct{}, 1), asked: make(chan []Question, 1)}
 	var err error
 	if s.dumps, err = open(dumpSize, func(*netlink.Conn) error { return nil }); err != nil {
 		return nil, err
@@ -129,6 +130,7 @@ func (s *Source) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.readEvents(ctx) })
 	group.Go(func() error { return s.keepDumping(ctx) })
+	group.Go(func() error { return s.ask(ctx) })
 	return group.Wait()
 }
 
@@ -136,7 +138,7 @@ func (s *Source) readEvents(ctx context.Context) error {
 	defer s.events.Close()
 	defer s.events.StopWith(ctx)()
 	good := time.Now()
-	out := s.o.Deliver(nil)
+	out := s.lost(s.o.Deliver(nil)) // nobody listened before
 	for {
 		datagram, err := s.events.Next()
 		now := time.Now()
@@ -148,6 +150,7 @@ func (s *Source) readEvents(ctx context.Context) error {
 		case err == nil:
 		case errors.Is(err, unix.ENOBUFS):
 			s.overrun(good, time.Now())
+			out = s.lost(out)
 		case errors.Is(err, nlmsg.ErrStopped):
 			return nil
 		default:
@@ -184,6 +187,10 @@ func (s *Source) decode(b []byte, at int64, out []flow.Observation) []flow.Obser
 			break
 		}
 		b = rest
+		if header.Type == unix.NLMSG_ERROR {
+			out = s.answer(header, payload, at, out)
+			continue
+		}
 		s.read.Add(1)
 		out = append(s.room(out), flow.Observation{Time: at})
 		if err := Decode(header, payload, &out[len(out)-1]); err != nil {
@@ -211,6 +218,11 @@ func (s *Source) overrun(good, now time.Time) {
 	case s.heal <- struct{}{}:
 	default:
 	}
+}
+
+// lost tells the table, in the order of the events, that some before are missing.
+func (s *Source) lost(out []flow.Observation) []flow.Observation {
+	return s.o.Deliver(append(s.room(out), flow.Observation{Source: flow.SourceConntrack, Event: flow.EventLost, Time: time.Now().UnixNano()}))
 }
 
 // fault counts a message that could not be decoded, and shows the first.

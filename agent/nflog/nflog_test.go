@@ -62,7 +62,7 @@ func TestDecodePacket(t *testing.T) {
 	}{
 		{"a TCP SYN", synV4, flow.Observation{Protocol: flow.TCP, Size: 60, TCPFlags: flow.TCPSyn, Original: ports(v4, 48868, 3306)}},
 		{"UDP", udpV4, flow.Observation{Protocol: flow.UDP, Size: 33, Original: ports(v4, 48868, 5353)}},
-		{"ICMP", icmpV4, flow.Observation{Protocol: flow.ICMP, Size: 84, ICMPType: 8, Original: v4}},
+		{"ICMP", icmpV4, flow.Observation{Protocol: flow.ICMP, Size: 84, ICMPType: 8, ICMPID: 1, Original: v4}},
 		{"SCTP", sctpV4, flow.Observation{Protocol: flow.SCTP, Size: 68, Original: ports(v4, 5000, 2903)}},
 		{"a later fragment has no ports", fragV4, flow.Observation{Protocol: flow.UDP, Size: 60, Fragment: true, Original: v4}},
 		{"options before TCP", optsV4, flow.Observation{Protocol: flow.TCP, Size: 60, TCPFlags: flow.TCPSyn | flow.TCPAck, Original: ports(v4, 48868, 3306)}},
@@ -184,7 +184,7 @@ func TestAHintDecidesNothingInAGroupOfDenials(t *testing.T) {
 
 func TestParseGroup(t *testing.T) {
 	for in, want := range map[string]Group{
-		"100": {100, MeaningDenied}, "100=denied": {100, MeaningDenied}, "7=allowed": {7, MeaningAllowed}, "0=prefix": {0, MeaningPrefix},
+		"100": {100, MeaningDenied}, "100=denied": {100, MeaningDenied}, "7=allowed": {7, MeaningAllowed}, "0=prefix": {0, MeaningPrefix}, "1=calico": {1, MeaningCalico}, "100=kube-router": {100, MeaningKubeRouter},
 	} {
 		if got, err := ParseGroup(in); err != nil || got != want {
 			t.Errorf("ParseGroup(%q) = %v, %v; want %v", in, got, err, want)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"strconv"
@@ -72,7 +73,7 @@ Examples:
 
   # for a cluster: TLS, and agents and askers show a certificate
   flowaudit-collector --data /var/lib/flowaudit --listen :4245 \
-    --tls-cert tls.crt --tls-key tls.key --tls-client-ca ca.crt --retain 30d
+    --tls-cert tls.crt --tls-key tls.key --tls-client-ca ca.crt --retain 30d --in-cluster
 
 Flags:
 `
@@ -86,6 +87,8 @@ func parse(args []string, stdout io.Writer) (o collector.Options, db duckdb.Opti
 	fs.StringVar(&o.Listen.Address, "listen", flowauditv1.DefaultAddress, "`address` to listen on, host:port or unix:PATH; beyond loopback TLS is needed")
 	fs.StringVar(&db.Dir, "data", "flowaudit-data", "`directory` of the embedded store")
 	fs.StringVar(&o.Manifests, "manifests", "", "`directory` of cluster objects as YAML, which name pods and Services; read again when files change")
+	o.Access.Flags(fs)
+	fs.StringVar(&o.Cluster, "cluster", "default", "`name` or UID of the cluster whose objects these are, as agents give it; flows of other clusters are stored as they come")
 	fs.StringVar(&retain, "retain", "30d", "how long flows are kept, such as 12h or 30d; 0 keeps them all")
 	fs.DurationVar(&db.Slice, "slice", time.Hour, "how much time one file of the store holds; retention deletes whole files")
 	fs.IntVar(&db.Threads, "store-threads", 0, "threads of the store (default: one a core)")
@@ -107,17 +110,23 @@ func parse(args []string, stdout io.Writer) (o collector.Options, db duckdb.Opti
 	if o.Retain, err = parseDays(retain); err != nil {
 		return o, db, false, fmt.Errorf("--retain: %w", err)
 	}
+	if db.Threads < 0 {
+		return o, db, false, fmt.Errorf("--store-threads %d: want a number from 1, or 0 for one a core", db.Threads)
+	}
 	if db.Slice < time.Minute {
 		return o, db, false, fmt.Errorf("--slice %s: want 1m at least", db.Slice)
 	}
 	return o, db, false, o.Validate()
 }
 
+// maxDays is what a time.Duration holds, and more than any disk.
+const maxDays = 100_000
+
 // parseDays reads a duration that may be in days.
 func parseDays(s string) (time.Duration, error) {
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		n, err := strconv.ParseFloat(days, 64)
-		if err != nil {
+		if err != nil || !(math.Abs(n) <= maxDays) {
 			return 0, fmt.Errorf("%q is no number of days", s)
 		}
 		return time.Duration(n * 24 * float64(time.Hour)), nil

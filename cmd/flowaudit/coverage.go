@@ -11,34 +11,47 @@ import (
 
 // writeCoverage says what an answer stands on, in one line where all is well.
 func writeCoverage(w io.Writer, c flow.Coverage, location *time.Location) {
-	span := c.Until.Sub(c.Since)
 	if len(c.Nodes) == 0 {
 		fmt.Fprintln(w, "coverage: no node reported in this time: an empty answer says nothing")
 		return
 	}
-	var blind, lines []string
+	span := c.Until.Sub(c.Since)
+	var blind []string
 	var covered time.Duration
+	gaps := 0
 	for _, n := range c.Nodes {
 		covered += n.Covered
+		gaps += len(n.Gaps)
 		if span > slackOf(span) && n.Covered < span-slackOf(span) {
 			blind = append(blind, fmt.Sprintf("%s %s", n.Node, percent(n.Covered, span)))
-		}
-		for _, g := range n.Gaps {
-			lines = append(lines, gapText(g, location))
-		}
-		for _, l := range n.Limits {
-			lines = append(lines, fmt.Sprintf("%s: %s", n.Node, l))
 		}
 	}
 	line := fmt.Sprintf("coverage: %d %s", len(c.Nodes), plural(uint64(len(c.Nodes)), "node"))
 	switch {
 	case span <= 0:
-	case len(blind) == 0:
-		line += fmt.Sprintf(", %s, complete", short(span))
-	default:
+		line += ", of no time: nothing is stored so far back"
+	case len(blind) > 0:
 		line += fmt.Sprintf(", %s of %s: %s", percent(covered, span*time.Duration(len(c.Nodes))), short(span), strings.Join(blind, ", "))
+	case gaps > 0:
+		line += fmt.Sprintf(", %s, all the time, but with %d %s", short(span), gaps, plural(uint64(gaps), "gap"))
+	default:
+		line += fmt.Sprintf(", %s, complete", short(span))
 	}
 	fmt.Fprintln(w, line)
+	writeGaps(w, c, location)
+}
+
+// writeGaps says what nodes could not see, one line each.
+func writeGaps(w io.Writer, c flow.Coverage, location *time.Location) {
+	var lines []string
+	for _, n := range c.Nodes {
+		for _, g := range n.Gaps {
+			lines = append(lines, gapText(g, c.Until.In(location)))
+		}
+		for _, l := range n.Limits {
+			lines = append(lines, fmt.Sprintf("%s: %s", n.Node, l))
+		}
+	}
 	const shown = 10
 	for i, l := range lines {
 		if i == shown {
@@ -55,8 +68,15 @@ func slackOf(span time.Duration) time.Duration {
 	return max(span/100, 21*time.Second)
 }
 
-func gapText(g flow.Gap, location *time.Location) string {
-	from, to := g.Start.In(location).Format("15:04:05"), g.End.In(location).Format("15:04:05")
+// gapText shows a gap with its date, if that is not today's.
+func gapText(g flow.Gap, today time.Time) string {
+	clock := func(t time.Time) string {
+		if t = t.In(today.Location()); t.Format(time.DateOnly) != today.Format(time.DateOnly) {
+			return t.Format("Jan _2 15:04:05")
+		}
+		return t.Format("15:04:05")
+	}
+	from, to := clock(g.Start), clock(g.End)
 	when := from
 	if to != from {
 		when += "–" + to
@@ -89,8 +109,14 @@ func short(d time.Duration) string {
 	switch {
 	case d >= 48*time.Hour:
 		return fmt.Sprintf("%dd", int(d.Hours())/24)
+	case d >= time.Hour:
+		d = d.Round(time.Minute)
+		if m := int(d.Minutes()) % 60; m > 0 {
+			return fmt.Sprintf("%dh%dm", int(d.Hours()), m)
+		}
+		return fmt.Sprintf("%dh", int(d.Hours()))
 	case d >= time.Minute:
-		return strings.TrimSuffix(strings.TrimSuffix(d.Round(time.Minute).String(), "0s"), "h0m")
+		return fmt.Sprintf("%dm", int(d.Round(time.Minute).Minutes()))
 	}
 	return d.Round(time.Second).String()
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -42,7 +43,10 @@ func (v *filterValue) Set(s string) error {
 		values = strings.Split(s, ",")
 	}
 	for _, part := range values {
-		if err := v.set(sel, strings.TrimSpace(part)); err != nil {
+		if part = strings.TrimSpace(part); part == "" {
+			return errors.New("the value is empty")
+		}
+		if err := v.set(sel, part); err != nil {
 			return err
 		}
 	}
@@ -180,6 +184,9 @@ func setPrefix(ends endsOf) func(*flow.Selector, string) error {
 			}
 			addr = addr.Unmap()
 			p = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 		}
 		e := ends(s)
 		e.Prefixes = append(e.Prefixes, p.Masked())

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -36,12 +37,13 @@ const (
 
 func main() {
 	zstd.Register()
+	signal.Ignore(syscall.SIGPIPE) // a reader that has seen enough is no failure: writing tells
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, environment{
-		name: filepath.Base(os.Args[0]), args: os.Args[1:], stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv,
-		now: time.Now, terminal: isTerminal(os.Stdout),
+		name: filepath.Base(os.Args[0]), args: os.Args[1:], stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv,
+		now: time.Now, terminal: isTerminal(os.Stdout), stderrTerminal: isTerminal(os.Stderr),
 	}))
 }
 
@@ -49,10 +51,12 @@ func main() {
 type environment struct {
 	name           string
 	args           []string
+	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
 	now            func() time.Time
-	terminal       bool
+	terminal       bool // standard output is one
+	stderrTerminal bool
 }
 
 func isTerminal(f *os.File) bool {
@@ -72,7 +76,12 @@ func (e exitCode) Error() string { return fmt.Sprintf("exit %d", int(e)) }
 
 func run(ctx context.Context, env environment) int {
 	root := newRoot(env)
+	began := false
+	root.PersistentPreRun = func(*cobra.Command, []string) { began = true }
 	err := root.ExecuteContext(ctx)
+	if err != nil && !began {
+		err = usageError{err}
+	}
 	var usage usageError
 	var code exitCode
 	switch {
@@ -120,12 +129,11 @@ who tried and was refused, and what the answer stands on.`,
 	root.SetArgs(env.args)
 	root.SetOut(env.stdout)
 	root.SetErr(env.stderr)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	fs := root.PersistentFlags()
 	fs.StringVar(&c.dial.Address, "server", c.dial.Address, "`address` of the collector, host:port or unix:PATH (or $FLOWAUDIT_SERVER)")
 	fs.DurationVar(&c.timeout, "timeout", 30*time.Second, "how long to wait for an answer; following has no end")
 	c.dial.Flags(fs)
-	root.AddCommand(newObserve(c), newStatus(c), newQuery(c), newVersion(env))
+	root.AddCommand(newObserve(c), newStatus(c), newQuery(c), newPolicy(env), newVersion(env))
 	return root
 }
 
@@ -161,11 +169,21 @@ func (c *client) explain(err error) error {
 	case codes.InvalidArgument:
 		return usageError{errors.New(s.Message())}
 	case codes.Unavailable:
-		return fmt.Errorf("connect to the collector at %s: %s: start flowaudit-collector, or name it with --server", c.dial.Address, s.Message())
+		return fmt.Errorf("connect to the collector at %s: %s: start flowaudit-collector, or name it with --server", c.dial.Address, dialFault(s.Message()))
 	case codes.DeadlineExceeded:
 		return fmt.Errorf("no answer from the collector at %s within %s: narrow the question, or raise --timeout", c.dial.Address, c.timeout)
 	}
 	return fmt.Errorf("ask the collector at %s: %s", c.dial.Address, s.Message())
+}
+
+// dialFault takes a fault out of gRPC's words about it.
+func dialFault(message string) string {
+	if _, quoted, ok := strings.Cut(message, "connection error: desc = "); ok {
+		if text, err := strconv.Unquote(quoted); err == nil {
+			message = text
+		}
+	}
+	return strings.TrimPrefix(message, "transport: Error while dialing: ")
 }
 
 // compressed asks for compressed answers.

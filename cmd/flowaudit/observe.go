@@ -26,6 +26,7 @@ type observe struct {
 	color        string
 	utc          bool
 	printFilter  bool
+	covered      bool // the coverage of the stored flows was shown
 }
 
 const defaultLast = 20
@@ -196,8 +197,13 @@ func (o *observe) show(p printer, answer *flowauditv1.ObserveResponse, location 
 	if n := answer.GetUnanswered(); n > 0 {
 		fmt.Fprintf(o.env.stderr, "%d unanswered %s are not shown: no reply and no refusal was seen (--verdict denied,unanswered shows them)\n", n, plural(n, "flow"))
 	}
-	if coverage != nil {
+	switch {
+	case coverage == nil:
+	case o.covered: // while following, only what is new
+		writeGaps(o.env.stderr, flowauditv1.ToCoverage(coverage), location)
+	default:
 		writeCoverage(o.env.stderr, flowauditv1.ToCoverage(coverage), location)
+		o.covered = true
 	}
 	return nil
 }

@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,7 +37,8 @@ func newPrinter(format string, w io.Writer, o printOptions) (printer, error) {
 		return newPathPrinter(template, w)
 	}
 	b := bufio.NewWriter(w)
-	switch strings.ToLower(format) {
+	format = strings.ToLower(format)
+	switch format {
 	case "compact", "":
 		return &linePrinter{b, func(f *flow.Flow) ([]byte, error) { return compactLine(f, o), nil }}, nil
 	case "json", "jsonpb":
@@ -98,7 +101,7 @@ func newPathPrinter(template string, w io.Writer) (printer, error) {
 // compactLine is one flow at a glance.
 func compactLine(f *flow.Flow, o printOptions) []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s  %s  %s -> %s  %s", f.Start.In(o.location).Format("Jan _2 15:04:05.000"), verdictText(f, o.colors),
+	fmt.Fprintf(&b, "%s  %s  %s -> %s  %s", f.Start.In(o.location).Format("Jan _2 15:04:05.000"), o.colored(verdictColor(f.Verdict), fmt.Sprintf("%-10s", verdictText(f))),
 		sourceName(f), destinationName(f), protocolText(f))
 	if f.Connections != 1 {
 		fmt.Fprintf(&b, " x%d", f.Connections)
@@ -109,8 +112,8 @@ func compactLine(f *flow.Flow, o printOptions) []byte {
 	if f.Counted && f.Verdict != flow.VerdictDenied {
 		fmt.Fprintf(&b, "  %s out, %s in", bytesText(f.Sent.Bytes), bytesText(f.Received.Bytes))
 	}
-	if f.Reason != flow.ReasonNone && f.Reason != flow.ReasonReply {
-		fmt.Fprintf(&b, "  (%s)", f.Reason)
+	if why := whyText(f); why != "" {
+		fmt.Fprintf(&b, "  (%s)", why)
 	}
 	if f.Assessment == flow.AssessmentUnenforced || f.Assessment == flow.AssessmentUnexplained {
 		fmt.Fprintf(&b, "  %s", strings.ToUpper(f.Assessment.String()))
@@ -119,30 +122,64 @@ func compactLine(f *flow.Flow, o printOptions) []byte {
 	return b.Bytes()
 }
 
-// ANSI colours of verdicts, as traffic lights have them.
-const (
-	red, green, yellow = "\x1b[31m", "\x1b[32m", "\x1b[33m"
-	plainColor         = "\x1b[0m"
-)
-
-func verdictText(f *flow.Flow, colors bool) string {
-	text := fmt.Sprintf("%-10s", strings.ToUpper(f.Verdict.String()))
-	if !colors {
-		return text
+// whyText is the reason of a verdict, and the policies that deny the flow. A
+// reply needs no explanation.
+func whyText(f *flow.Flow) string {
+	var parts []string
+	if f.Reason != flow.ReasonNone && f.Reason != flow.ReasonReply {
+		parts = append(parts, f.Reason.String())
 	}
-	switch f.Verdict {
-	case flow.VerdictDenied:
-		return red + text + plainColor
-	case flow.VerdictAllowed:
-		return green + text + plainColor
-	case flow.VerdictUnanswered:
-		return yellow + text + plainColor
+	if f.Expected == flow.VerdictDenied {
+		if names := policiesText(f.Policies); names != "" {
+			parts = append(parts, "denied by "+names)
+		}
 	}
-	return text
+	return strings.Join(parts, ", ")
 }
 
+// policiesText names policies, each once.
+func policiesText(refs []flow.PolicyRef) string {
+	var names []string
+	for _, r := range refs {
+		name := strings.TrimPrefix(r.Namespace+"/"+r.Name, "/")
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ",")
+}
+
+// ANSI colours of verdicts, as traffic lights have them. All are of one length:
+// the table's columns are aligned with them.
+const (
+	red, green, yellow, foreground = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[39m"
+	plainColor                     = "\x1b[0m"
+)
+
+func verdictColor(v flow.Verdict) string {
+	switch v {
+	case flow.VerdictDenied:
+		return red
+	case flow.VerdictAllowed:
+		return green
+	case flow.VerdictUnanswered:
+		return yellow
+	}
+	return foreground
+}
+
+// colored gives the text a colour where colours are wanted.
+func (o printOptions) colored(color, text string) string {
+	if !o.colors {
+		return text
+	}
+	return color + text + plainColor
+}
+
+func verdictText(f *flow.Flow) string { return strings.ToUpper(f.Verdict.String()) }
+
 func sourceName(f *flow.Flow) string {
-	name := endName(f.Source, f.Src.String())
+	name := endName(f.Source, f.Src)
 	if f.SourcePort != 0 {
 		name += ":" + strconv.Itoa(int(f.SourcePort))
 	}
@@ -150,7 +187,7 @@ func sourceName(f *flow.Flow) string {
 }
 
 func destinationName(f *flow.Flow) string {
-	name := endName(f.Destination, f.Dst.String())
+	name := endName(f.Destination, f.Dst)
 	if f.Protocol.HasPorts() {
 		name += ":" + strconv.Itoa(int(f.Port))
 	}
@@ -158,26 +195,36 @@ func destinationName(f *flow.Flow) string {
 }
 
 // endName is the pod, else what the address is known as, with the address.
-func endName(e *flow.Endpoint, ip string) string {
-	if strings.Contains(ip, ":") {
-		ip = "[" + ip + "]"
+func endName(e *flow.Endpoint, addr netip.Addr) string {
+	ip := addr.String()
+	switch {
+	case addr.Is6():
+		ip = "([" + ip + "])"
+	case addr.IsValid():
+		ip = "(" + ip + ")"
+	default:
+		ip = "" // only the name is known
 	}
 	switch {
 	case e == nil || e.Kind == flow.EndpointUnknown:
-		return ip
+		return strings.Trim(ip, "()")
 	case e.Kind == flow.EndpointPod:
-		return e.Namespace + "/" + e.Pod + "(" + ip + ")"
+		return e.Namespace + "/" + cmp.Or(e.Pod, e.Workload.Name) + ip
 	case e.Kind == flow.EndpointNode:
-		return "node/" + e.Node + "(" + ip + ")"
+		return "node/" + e.Node + ip
 	}
-	return e.Kind.String() + "(" + ip + ")"
+	if !addr.IsValid() && e.Workload.Name != "" {
+		return e.Kind.String() + "/" + e.Workload.Name
+	}
+	return e.Kind.String() + ip
 }
 
 func protocolText(f *flow.Flow) string {
 	text := strings.ToUpper(f.Protocol.String())
 	if f.Protocol.IsICMP() {
-		typ, code := f.ICMP()
-		text += fmt.Sprintf(" type %d code %d", typ, code)
+		if typ, code := f.ICMP(); typ != flow.ICMPUnknown {
+			text += fmt.Sprintf(" type %d code %d", typ, code)
+		}
 	}
 	if names := flow.TCPFlagNames(f.TCPFlags); len(names) > 0 {
 		text += " " + strings.Join(names, ",")
@@ -221,9 +268,9 @@ func newTablePrinter(w io.Writer, wide bool, o printOptions) *tablePrinter {
 
 func (p *tablePrinter) print(f *flow.Flow) error {
 	if !p.started && p.o.headers {
-		headers := []string{"TIME", "VERDICT", "SOURCE", "DESTINATION", "PORT", "PROTOCOL", "CONNECTIONS", "BYTES", "REASON"}
+		headers := []string{"TIME", p.o.colored(foreground, "VERDICT"), "SOURCE", "DESTINATION", "PORT", "PROTOCOL", "CONNECTIONS", "BYTES", "REASON"}
 		if p.wide {
-			headers = append(headers, "DIRECTION", "NODE", "SERVICE", "SOURCE WORKLOAD", "DESTINATION WORKLOAD", "SOURCE LABELS", "DESTINATION LABELS", "FLAGS")
+			headers = append(headers, "EXPECTED", "ASSESSMENT", "POLICIES", "DIRECTION", "NODE", "SERVICE", "SOURCE WORKLOAD", "DESTINATION WORKLOAD", "SOURCE LABELS", "DESTINATION LABELS", "FLAGS")
 		}
 		if _, err := fmt.Fprintln(p.w, strings.Join(headers, "\t")); err != nil {
 			return err
@@ -233,15 +280,17 @@ func (p *tablePrinter) print(f *flow.Flow) error {
 	port := strconv.Itoa(int(f.Port))
 	if f.Protocol.IsICMP() {
 		typ, code := f.ICMP()
-		port = fmt.Sprintf("%d/%d", typ, code)
+		if port = fmt.Sprintf("%d/%d", typ, code); typ == flow.ICMPUnknown {
+			port = "-"
+		}
 	}
 	size := "-"
 	if f.Counted {
 		size = bytesText(f.Sent.Bytes + f.Received.Bytes)
 	}
 	cells := []string{
-		f.Start.In(p.o.location).Format("2006-01-02 15:04:05.000"), strings.TrimSpace(verdictText(f, p.o.colors)),
-		endName(f.Source, f.Src.String()), endName(f.Destination, f.Dst.String()), port, f.Protocol.String(),
+		f.Start.In(p.o.location).Format("2006-01-02 15:04:05.000"), p.o.colored(verdictColor(f.Verdict), verdictText(f)),
+		endName(f.Source, f.Src), endName(f.Destination, f.Dst), port, f.Protocol.String(),
 		strconv.FormatUint(f.Connections, 10), size, orDash(f.Reason.String()),
 	}
 	if p.wide {
@@ -249,7 +298,11 @@ func (p *tablePrinter) print(f *flow.Flow) error {
 		if f.Service != nil {
 			service = serviceName(f.Service)
 		}
-		cells = append(cells, f.Direction.String(), orDash(f.Node), service, workloadText(f.Source), workloadText(f.Destination),
+		assessment := f.Assessment.String()
+		if f.Caveat != flow.CaveatNone {
+			assessment += " (" + f.Caveat.String() + ")"
+		}
+		cells = append(cells, f.Expected.String(), assessment, orDash(policiesText(f.Policies)), f.Direction.String(), orDash(f.Node), service, workloadText(f.Source), workloadText(f.Destination),
 			labelsText(f.Source), labelsText(f.Destination), orDash(strings.Join(flow.TCPFlagNames(f.TCPFlags), ",")))
 	}
 	_, err := fmt.Fprintln(p.w, strings.Join(cells, "\t"))

@@ -30,6 +30,9 @@ func newQuery(c *client) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "query NAME",
 		Short: "Ask a named question over all stored flows",
+		Long: `Asks a named question over all stored flows; --list names the questions.
+
+The answer ends, on standard error, with the coverage it stands on.`,
 		Example: `  flowaudit query --list
   flowaudit query denied-by-source --arg since=7d --arg limit=5
   flowaudit query flows-of-address --arg address=10.0.0.7 -o csv`,
@@ -106,15 +109,19 @@ func writeQuestions(w io.Writer, all []*flowauditv1.Question) {
 
 func (o *questionQuery) show(stream flowauditv1.Query_RunClient) error {
 	var columns []string
+	var coverage *flowauditv1.Coverage
 	var write func([]*structpb.Value) error
 	finish := func() error { return nil }
 	for {
 		part, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return finish()
+			break
 		}
 		if err != nil {
 			return err
+		}
+		if c := part.GetCoverage(); c != nil {
+			coverage = c
 		}
 		if write == nil {
 			columns = part.GetColumns()
@@ -126,6 +133,13 @@ func (o *questionQuery) show(stream flowauditv1.Query_RunClient) error {
 			}
 		}
 	}
+	if err := finish(); err != nil {
+		return err
+	}
+	if coverage != nil {
+		writeCoverage(o.env.stderr, flowauditv1.ToCoverage(coverage), o.env.now().Location())
+	}
+	return nil
 }
 
 // writer returns what writes a row, and what ends the table.
@@ -136,31 +150,34 @@ func (o *questionQuery) writer(columns []string) (row func([]*structpb.Value) er
 		e := json.NewEncoder(o.env.stdout)
 		return func(values []*structpb.Value) error {
 			object := make(map[string]any, len(columns))
-			for i, v := range values {
-				object[columns[i]] = v.AsInterface()
+			for i, name := range columns {
+				if i < len(values) {
+					object[name] = values[i].AsInterface()
+				}
 			}
 			return e.Encode(object)
 		}, nothing
 	case "csv":
 		w := csv.NewWriter(o.env.stdout)
 		_ = w.Write(columns) // an error is told by Flush's Error
-		return func(values []*structpb.Value) error { return w.Write(texts(values)) }, func() error { w.Flush(); return w.Error() }
+		return func(values []*structpb.Value) error { return w.Write(texts(values, "")) }, func() error { w.Flush(); return w.Error() }
 	}
 	t := tabwriter.NewWriter(o.env.stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, strings.ToUpper(strings.Join(columns, "\t")))
 	return func(values []*structpb.Value) error {
-		_, err := fmt.Fprintln(t, strings.Join(texts(values), "\t"))
+		_, err := fmt.Fprintln(t, strings.Join(texts(values, "-"), "\t"))
 		return err
 	}, t.Flush
 }
 
-// texts shows values as people write them; whole numbers without a fraction.
-func texts(values []*structpb.Value) []string {
+// texts shows values as people write them, whole numbers without a fraction;
+// null stands for what is absent.
+func texts(values []*structpb.Value, null string) []string {
 	out := make([]string, len(values))
 	for i, v := range values {
 		switch x := v.AsInterface().(type) {
 		case nil:
-			out[i] = "-"
+			out[i] = null
 		case float64:
 			out[i] = strconv.FormatFloat(x, 'f', -1, 64)
 		default:

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -49,11 +51,13 @@ minute, lost something in the last hour, or the collector has problems.`,
 func (c *client) showStatus(s *flowauditv1.StatusResponse, output string) error {
 	now := c.env.now()
 	if output == "json" {
-		b, err := protojson.MarshalOptions{Multiline: true, UseProtoNames: true, EmitUnpopulated: true}.Marshal(s)
+		text, err := statusJSON(s)
 		if err != nil {
 			return fmt.Errorf("format status: %w", err)
 		}
-		fmt.Fprintln(c.env.stdout, string(b))
+		if _, err := c.env.stdout.Write(text); err != nil {
+			return err
+		}
 	} else {
 		writeStatus(c.env.stdout, s, now)
 	}
@@ -63,13 +67,27 @@ func (c *client) showStatus(s *flowauditv1.StatusResponse, output string) error 
 	return nil
 }
 
+// statusJSON formats anew: protojson varies its white space from build to build.
+func statusJSON(s *flowauditv1.StatusResponse) ([]byte, error) {
+	b, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, b, "", "  "); err != nil {
+		return nil, err
+	}
+	out.WriteByte('\n')
+	return out.Bytes(), nil
+}
+
 func degraded(s *flowauditv1.StatusResponse, now time.Time) bool {
 	for _, a := range s.GetAgents() {
 		if now.Sub(time.UnixMilli(a.GetLastSeen())) > silentAfter || len(a.GetGaps()) > 0 {
 			return true
 		}
 	}
-	return len(s.GetProblems()) > 0
+	return len(s.GetProblems()) > 0 || s.GetCluster().GetAway()
 }
 
 func writeStatus(w io.Writer, s *flowauditv1.StatusResponse, now time.Time) {
@@ -78,10 +96,14 @@ func writeStatus(w io.Writer, s *flowauditv1.StatusResponse, now time.Time) {
 	if s.GetOldest() > 0 {
 		fmt.Fprintf(w, ", since %s", time.UnixMilli(s.GetOldest()).In(now.Location()).Format(time.DateTime))
 	}
-	fmt.Fprintf(w, "\nSince then %d flows committed, %d rejected as invalid, %d with an end that has no name\n", s.GetCommitted(), s.GetRejected(), s.GetUnnamed())
-	fmt.Fprintf(w, "Cluster    %d pods, %d network policies\n", s.GetPods(), s.GetPolicies())
+	fmt.Fprintf(w, "\nSince then %d flows committed, %d rejected as invalid, %d with an end that has no name, %d with an ambiguous one\n",
+		s.GetCommitted(), s.GetRejected(), s.GetUnnamed(), s.GetAmbiguous())
+	writeCluster(w, s, now)
 	for _, p := range s.GetProblems() {
 		fmt.Fprintf(w, "Problem    %s\n", p)
+	}
+	if names := s.GetCluster().GetPolicyKinds(); len(names) > 0 {
+		fmt.Fprintf(w, "Note       other policies are in use, flows are not held against them: %s\n", strings.Join(names, ", "))
 	}
 	if len(s.GetAgents()) == 0 {
 		fmt.Fprintln(w, "\nNo agent has reported yet: start flowaudit-agent with --collector set to this collector.")
@@ -107,10 +129,52 @@ func writeStatus(w io.Writer, s *flowauditv1.StatusResponse, now time.Time) {
 	_ = t.Flush() // standard output: nobody could be told
 	for _, a := range s.GetAgents() {
 		for _, g := range a.GetGaps() {
-			fmt.Fprintln(w, "  "+gapText(flowauditv1.ToGap(g), now.Location()))
+			fmt.Fprintln(w, "  "+gapText(flowauditv1.ToGap(g), now))
+		}
+		if d := skewText(a.GetSkew()); d != "" {
+			fmt.Fprintf(w, "  %s: the API server's clock is %s this node's\n", a.GetNode(), d)
+		}
+		for _, n := range a.GetNotes() {
+			fmt.Fprintf(w, "  %s: source %s\n", a.GetNode(), n)
 		}
 		for _, l := range a.GetLimits() {
 			fmt.Fprintf(w, "  %s: %s\n", a.GetNode(), l)
 		}
+		if n := a.GetContradicted(); n > 0 {
+			fmt.Fprintf(w, "  %s: %d %s of the plugin's log are contradicted by conntrack: the packets passed\n", a.GetNode(), n, plural(n, "record"))
+		}
 	}
+}
+
+// writeCluster says what names are taken from.
+func writeCluster(w io.Writer, s *flowauditv1.StatusResponse, now time.Time) {
+	c := s.GetCluster()
+	fmt.Fprintf(w, "Cluster    %d pods, %d network policies", s.GetPods(), s.GetPolicies())
+	if c.GetSource() != "" {
+		fmt.Fprintf(w, ", from %s", c.GetSource())
+	}
+	if d := skewText(c.GetSkew()); d != "" {
+		fmt.Fprintf(w, ", its clock is %s the collector's", d)
+	}
+	fmt.Fprintln(w)
+	if !c.GetAway() {
+		return
+	}
+	heard := "not heard yet"
+	if c.GetHeard() > 0 {
+		heard = "heard " + short(max(0, now.Sub(time.UnixMilli(c.GetHeard())))) + " ago"
+	}
+	fmt.Fprintf(w, "Problem    the API server is away (%s): names are those that were known before\n", heard)
+}
+
+// skewText says how far a clock is from another; nothing where it hardly matters.
+func skewText(milliseconds int64) string {
+	d := time.Duration(milliseconds) * time.Millisecond
+	switch {
+	case d.Abs() < time.Second:
+		return ""
+	case d > 0:
+		return d.String() + " ahead of"
+	}
+	return d.Abs().String() + " behind"
 }

@@ -65,7 +65,7 @@ func (o Options) credentials() (credentials.TransportCredentials, error) {
 		}
 	}
 	if (o.Cert == "") != (o.Key == "") {
-		return nil, errors.New("tls-cert and tls-key belong together: give both or none")
+		return nil, errors.New("--tls-cert and --tls-key belong together: give both or none")
 	}
 	if o.Cert != "" {
 		pair, err := tls.LoadX509KeyPair(o.Cert, o.Key)

@@ -14,9 +14,10 @@ import (
 // Name is the value of grpc-encoding, for grpc.UseCompressor.
 const Name = "zstd"
 
-// maxMemory bounds what one compressed message may unfold to, so that a small
-// hostile message cannot take the collector's memory.
-const maxMemory = 64 << 20
+// maxWindow bounds the memory of one decoder, so that a small hostile message
+// cannot take the collector's; it is what every encoder may ask for. What a
+// message unfolds to, gRPC's own limit bounds.
+const maxWindow = 8 << 20
 
 // Register makes the compressor known to gRPC, for the whole process. Call it
 // from main, before the first connection.
@@ -47,7 +48,7 @@ func (c *compressor) Decompress(r io.Reader) (io.Reader, error) {
 		}
 		return pr, nil
 	}
-	dec, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxMemory))
+	dec, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
 	if err != nil {
 		return nil, fmt.Errorf("create zstd decoder: %w", err)
 	}

@@ -185,7 +185,7 @@ func (d *dictionary) endpointRows() [][]driver.Value {
 	for i, k := range d.endpoints.values[d.writtenEndpoints:] {
 		rows = append(rows, []driver.Value{
 			uint32(d.writtenEndpoints + i), addrBytes(k.addr), k.addr.String(), uint8(k.kind), k.namespace, k.pod, k.workloadKind, k.workload, k.node,
-			k.identity, k.labels,
+			k.identity, k.labels, k.candidates,
 		})
 	}
 	return rows

@@ -228,7 +228,7 @@ func (n *names) learn(ctx context.Context, block []row) error {
 
 func (n *names) read(ctx context.Context, i int, ids string) error {
 	end := func(a string) string {
-		return strings.ReplaceAll("?.addr, ?.kind, ?.namespace, ?.pod, ?.workload_kind, ?.workload, ?.node, ?.identity, ?.labels", "?", a)
+		return strings.ReplaceAll("?.addr, ?.kind, ?.namespace, ?.pod, ?.workload_kind, ?.workload, ?.node, ?.identity, ?.labels, ?.candidates", "?", a)
 	}
 	rows, err := n.db.QueryContext(ctx, fmt.Sprintf(`SELECT k.id, k.cluster, k.node, k.protocol, k.port, k.verdict, k.direction, k.reason, k.expected,
 		k.assessment, k.caveat, k.sources, k.translated, k.service_addr, k.service_port, k.service_namespace, k.service, k.policies, %[2]s, %[3]s
@@ -251,18 +251,21 @@ func (n *names) read(ctx context.Context, i int, ids string) error {
 
 // endColumns are an endpoint's columns as they are scanned.
 type endColumns struct {
-	addr   []byte
-	labels string
-	e      flow.Endpoint
+	addr               []byte
+	labels, candidates string
+	e                  flow.Endpoint
 }
 
 func (c *endColumns) targets() []any {
-	return []any{&c.addr, &c.e.Kind, &c.e.Namespace, &c.e.Pod, &c.e.Workload.Kind, &c.e.Workload.Name, &c.e.Node, &c.e.Identity, &c.labels}
+	return []any{&c.addr, &c.e.Kind, &c.e.Namespace, &c.e.Pod, &c.e.Workload.Kind, &c.e.Workload.Name, &c.e.Node, &c.e.Identity, &c.labels, &c.candidates}
 }
 
 // endpoint is nil where nothing but the address is known.
 func (c *endColumns) endpoint() *flow.Endpoint {
 	c.e.Labels = labelsOf(c.labels)
+	if c.candidates != "" {
+		c.e.Candidates = strings.Split(c.candidates, ",")
+	}
 	if c.e.Kind == flow.EndpointUnknown && c.e.Namespace == "" && c.e.Pod == "" && c.e.Node == "" {
 		return nil
 	}
@@ -284,7 +287,7 @@ func scanKey(rows *sql.Rows, id *uint32) (*flow.Flow, error) {
 	}
 	f.Src, f.Dst, f.TranslatedSrc = addrOf(src.addr), addrOf(dst.addr), addrOf(translated)
 	f.Source, f.Destination = src.endpoint(), dst.endpoint()
-	if service.Addr = addrOf(serviceAddr); service.Addr.IsValid() {
+	if service.Addr = addrOf(serviceAddr); service.Addr.IsValid() || service.Name != "" {
 		f.Service = &service
 	}
 	if policies != "" {

@@ -44,7 +44,7 @@ func (b *bounds) include(start, end int64) {
 // the empty value, never NULL: conditions and their negations stay simple.
 const schema = `
 CREATE TABLE IF NOT EXISTS %[1]s.endpoint (id UINTEGER, addr BLOB, ip VARCHAR, kind UTINYINT, namespace VARCHAR, pod VARCHAR,
-	workload_kind VARCHAR, workload VARCHAR, node VARCHAR, identity UBIGINT, labels VARCHAR);
+	workload_kind VARCHAR, workload VARCHAR, node VARCHAR, identity UBIGINT, labels VARCHAR, candidates VARCHAR);
 CREATE TABLE IF NOT EXISTS %[1]s.key (id UINTEGER, cluster VARCHAR, node VARCHAR, protocol UTINYINT, src UINTEGER, dst UINTEGER, port USMALLINT,
 	verdict UTINYINT, direction UTINYINT, reason UTINYINT, expected UTINYINT, assessment UTINYINT, caveat UTINYINT, sources UTINYINT, translated BLOB,
 	service_addr BLOB, service_ip VARCHAR, service_port USMALLINT, service_namespace VARCHAR, service VARCHAR, policies VARCHAR, pair UINTEGER);
@@ -61,6 +61,12 @@ type endpointKey struct {
 	kind                                                 flow.EndpointKind
 	identity                                             uint64
 	namespace, pod, workloadKind, workload, node, labels string
+	candidates                                           string // joined by commas
+}
+
+// names is what of an endpoint its pair may need.
+func (k *endpointKey) names() *flow.Endpoint {
+	return &flow.Endpoint{Kind: k.kind, Namespace: k.namespace, Pod: k.pod, Workload: flow.Workload{Kind: k.workloadKind, Name: k.workload}, Node: k.node}
 }
 
 // flowKey tells entries of the key dictionary apart. What has a name or an
@@ -143,7 +149,7 @@ func (d *dictionary) endpoint(addr netip.Addr, e *flow.Endpoint) uint32 {
 	if e != nil {
 		k.kind, k.identity, k.namespace, k.pod = e.Kind, e.Identity, e.Namespace, e.Pod
 		k.workloadKind, k.workload, k.node = e.Workload.Kind, e.Workload.Name, e.Node
-		k.labels = labelText(e.Labels)
+		k.labels, k.candidates = labelText(e.Labels), strings.Join(e.Candidates, ",")
 	}
 	id, _ := d.endpoints.id(k)
 	return id
@@ -242,7 +248,7 @@ func (sl *slice) loadDictionary(ctx context.Context, db *sql.DB) error {
 }
 
 func (d *dictionary) loadEndpoints(ctx context.Context, db *sql.DB, s *slice) error {
-	rows, err := db.QueryContext(ctx, fmt.Sprintf(`SELECT addr, kind, namespace, pod, workload_kind, workload, node, identity, labels
+	rows, err := db.QueryContext(ctx, fmt.Sprintf(`SELECT addr, kind, namespace, pod, workload_kind, workload, node, identity, labels, candidates
 		FROM %s.endpoint ORDER BY id`, s.name))
 	if err != nil {
 		return err
@@ -251,7 +257,7 @@ func (d *dictionary) loadEndpoints(ctx context.Context, db *sql.DB, s *slice) er
 	for rows.Next() {
 		var addr []byte
 		var k endpointKey
-		if err := rows.Scan(&addr, &k.kind, &k.namespace, &k.pod, &k.workloadKind, &k.workload, &k.node, &k.identity, &k.labels); err != nil {
+		if err := rows.Scan(&addr, &k.kind, &k.namespace, &k.pod, &k.workloadKind, &k.workload, &k.node, &k.identity, &k.labels, &k.candidates); err != nil {
 			return err
 		}
 		k.addr = addrOf(addr)
@@ -278,9 +284,10 @@ func (d *dictionary) loadKeys(ctx context.Context, db *sql.DB, s *slice) error {
 			return err
 		}
 		service.Addr = addrOf(serviceAddr)
+		src, dst := &d.endpoints.values[k.src], &d.endpoints.values[k.dst]
 		f := flow.Flow{
-			Key:           flow.Key{Protocol: k.protocol, Src: d.endpoints.values[k.src].addr, Dst: d.endpoints.values[k.dst].addr, Port: k.port},
-			TranslatedSrc: addrOf(translated),
+			Key:  flow.Key{Protocol: k.protocol, Src: src.addr, Dst: dst.addr, Port: k.port, Direction: k.direction},
+			Node: o.node, Source: src.names(), Destination: dst.names(), TranslatedSrc: addrOf(translated),
 		}
 		k.origin, _ = d.origins.id(o)
 		k.service, _ = d.services.id(service)

@@ -1,6 +1,7 @@
 package flowauditv1
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"time"
@@ -21,29 +22,30 @@ func FromBatch(b *flow.Batch) *Batch {
 		Agent: &AgentStatus{
 			Version: b.Agent.Version, Started: millis(b.Agent.Started),
 			Observations: b.Agent.Observations, Malformed: b.Agent.Malformed, Connections: b.Agent.Connections,
-			Sources: b.Agent.Sources, Limits: b.Agent.Limits,
+			Sources: b.Agent.Sources, Limits: b.Agent.Limits, Notes: b.Agent.Notes, Skew: b.Agent.Skew.Milliseconds(), Contradicted: b.Agent.Contradicted,
 		},
 	}
 }
 
 // ToBatch reads a batch back. Each flow gets the batch's cluster and node
-// where it names none. See Flows.ToFlows for the other results.
+// where it names none. A gap whose times cannot be is left out and counted in
+// invalid. See Flows.ToFlows for the other results.
 func (x *Batch) ToBatch() (b flow.Batch, invalid int, firstInvalid, err error) {
 	key := x.GetKey()
 	if key.GetInstance() == "" || key.GetSequence() == 0 || x.GetNode() == "" {
 		return b, 0, nil, &FieldError{-1, "key", "a batch needs instance, sequence and node"}
 	}
-	if x.Start > x.End || x.End < minTime || x.End > maxTime {
+	if x.Start > x.End || x.Start < minTime || x.End > maxTime {
 		return b, 0, nil, &FieldError{-1, "end", fmt.Sprintf("%d to %d ms is no time range", x.Start, x.End)}
 	}
 	b = flow.Batch{
 		Key: ToBatchKey(key), Node: x.Node, Scope: flow.Scope(x.Scope),
-		Start: fromMillis(x.Start), End: fromMillis(x.End), Gaps: mapSlice(x.Gaps, ToGap),
+		Start: fromMillis(x.Start), End: fromMillis(x.End),
 	}
 	if a := x.Agent; a != nil {
 		b.Agent = flow.AgentStatus{
 			Version: a.Version, Started: fromMillis(a.Started), Observations: a.Observations, Malformed: a.Malformed,
-			Connections: a.Connections, Sources: a.Sources, Limits: a.Limits,
+			Connections: a.Connections, Sources: a.Sources, Limits: a.Limits, Notes: a.Notes, Skew: time.Duration(a.Skew) * time.Millisecond, Contradicted: a.Contradicted,
 		}
 	}
 	b.Flows, invalid, firstInvalid, err = x.Flows.ToFlows()
@@ -55,6 +57,14 @@ func (x *Batch) ToBatch() (b flow.Batch, invalid int, firstInvalid, err error) {
 		if f.Node == "" {
 			f.Node = b.Node
 		}
+	}
+	for i, g := range x.Gaps {
+		if g.Start != 0 && g.Start < minTime || g.Start > maxTime || g.End < minTime || g.End > maxTime {
+			invalid++
+			firstInvalid = cmp.Or[error](firstInvalid, &FieldError{-1, fmt.Sprintf("gaps[%d]", i), fmt.Sprintf("%d to %d ms is no time of this age", g.Start, g.End)})
+			continue
+		}
+		b.Gaps = append(b.Gaps, ToGap(g))
 	}
 	return b, invalid, firstInvalid, err
 }

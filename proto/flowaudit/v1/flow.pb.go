@@ -258,37 +258,49 @@ func (Caveat) EnumDescriptor() ([]byte, []int) {
 type Reason int32
 
 const (
-	Reason_REASON_UNSPECIFIED Reason = 0
-	Reason_REASON_LOGGED      Reason = 1
-	Reason_REASON_REPLY       Reason = 2
-	Reason_REASON_NO_REPLY    Reason = 3
-	Reason_REASON_RESET       Reason = 4
-	Reason_REASON_REFUSED     Reason = 5
-	Reason_REASON_PENDING     Reason = 6
-	Reason_REASON_CONFIRMED   Reason = 7
+	Reason_REASON_UNSPECIFIED     Reason = 0
+	Reason_REASON_LOGGED          Reason = 1
+	Reason_REASON_REPLY           Reason = 2
+	Reason_REASON_NO_REPLY        Reason = 3
+	Reason_REASON_RESET           Reason = 4
+	Reason_REASON_REFUSED         Reason = 5
+	Reason_REASON_PENDING         Reason = 6
+	Reason_REASON_CONFIRMED       Reason = 7
+	Reason_REASON_NEVER_CONFIRMED Reason = 8
+	Reason_REASON_LOST            Reason = 9
+	Reason_REASON_UNTRACKED       Reason = 10
+	Reason_REASON_CONTRADICTED    Reason = 11
 )
 
 // Enum value maps for Reason.
 var (
 	Reason_name = map[int32]string{
-		0: "REASON_UNSPECIFIED",
-		1: "REASON_LOGGED",
-		2: "REASON_REPLY",
-		3: "REASON_NO_REPLY",
-		4: "REASON_RESET",
-		5: "REASON_REFUSED",
-		6: "REASON_PENDING",
-		7: "REASON_CONFIRMED",
+		0:  "REASON_UNSPECIFIED",
+		1:  "REASON_LOGGED",
+		2:  "REASON_REPLY",
+		3:  "REASON_NO_REPLY",
+		4:  "REASON_RESET",
+		5:  "REASON_REFUSED",
+		6:  "REASON_PENDING",
+		7:  "REASON_CONFIRMED",
+		8:  "REASON_NEVER_CONFIRMED",
+		9:  "REASON_LOST",
+		10: "REASON_UNTRACKED",
+		11: "REASON_CONTRADICTED",
 	}
 	Reason_value = map[string]int32{
-		"REASON_UNSPECIFIED": 0,
-		"REASON_LOGGED":      1,
-		"REASON_REPLY":       2,
-		"REASON_NO_REPLY":    3,
-		"REASON_RESET":       4,
-		"REASON_REFUSED":     5,
-		"REASON_PENDING":     6,
-		"REASON_CONFIRMED":   7,
+		"REASON_UNSPECIFIED":     0,
+		"REASON_LOGGED":          1,
+		"REASON_REPLY":           2,
+		"REASON_NO_REPLY":        3,
+		"REASON_RESET":           4,
+		"REASON_REFUSED":         5,
+		"REASON_PENDING":         6,
+		"REASON_CONFIRMED":       7,
+		"REASON_NEVER_CONFIRMED": 8,
+		"REASON_LOST":            9,
+		"REASON_UNTRACKED":       10,
+		"REASON_CONTRADICTED":    11,
 	}
 )
 
@@ -328,6 +340,7 @@ const (
 	EndpointKind_ENDPOINT_KIND_SERVICE     EndpointKind = 3
 	EndpointKind_ENDPOINT_KIND_OUTSIDE     EndpointKind = 4
 	EndpointKind_ENDPOINT_KIND_AMBIGUOUS   EndpointKind = 5
+	EndpointKind_ENDPOINT_KIND_API_SERVER  EndpointKind = 6
 )
 
 // Enum value maps for EndpointKind.
@@ -339,6 +352,7 @@ var (
 		3: "ENDPOINT_KIND_SERVICE",
 		4: "ENDPOINT_KIND_OUTSIDE",
 		5: "ENDPOINT_KIND_AMBIGUOUS",
+		6: "ENDPOINT_KIND_API_SERVER",
 	}
 	EndpointKind_value = map[string]int32{
 		"ENDPOINT_KIND_UNSPECIFIED": 0,
@@ -347,6 +361,7 @@ var (
 		"ENDPOINT_KIND_SERVICE":     3,
 		"ENDPOINT_KIND_OUTSIDE":     4,
 		"ENDPOINT_KIND_AMBIGUOUS":   5,
+		"ENDPOINT_KIND_API_SERVER":  6,
 	}
 )
 
@@ -388,6 +403,7 @@ const (
 	GapKind_GAP_KIND_SOURCE      GapKind = 5
 	GapKind_GAP_KIND_MALFORMED   GapKind = 6
 	GapKind_GAP_KIND_TABLE       GapKind = 7
+	GapKind_GAP_KIND_NAMES       GapKind = 8
 )
 
 // Enum value maps for GapKind.
@@ -401,6 +417,7 @@ var (
 		5: "GAP_KIND_SOURCE",
 		6: "GAP_KIND_MALFORMED",
 		7: "GAP_KIND_TABLE",
+		8: "GAP_KIND_NAMES",
 	}
 	GapKind_value = map[string]int32{
 		"GAP_KIND_UNSPECIFIED": 0,
@@ -411,6 +428,7 @@ var (
 		"GAP_KIND_SOURCE":      5,
 		"GAP_KIND_MALFORMED":   6,
 		"GAP_KIND_TABLE":       7,
+		"GAP_KIND_NAMES":       8,
 	}
 )
 
@@ -489,15 +507,17 @@ func (Scope) EnumDescriptor() ([]byte, []int) {
 
 // Endpoint names one end of a flow as it was at the flow's time.
 type Endpoint struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          EndpointKind           `protobuf:"varint,1,opt,name=kind,proto3,enum=flowaudit.v1.EndpointKind" json:"kind,omitempty"`
-	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Pod           string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
-	WorkloadKind  string                 `protobuf:"bytes,4,opt,name=workload_kind,json=workloadKind,proto3" json:"workload_kind,omitempty"`
-	WorkloadName  string                 `protobuf:"bytes,5,opt,name=workload_name,json=workloadName,proto3" json:"workload_name,omitempty"`
-	Node          string                 `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
-	Identity      uint64                 `protobuf:"fixed64,7,opt,name=identity,proto3" json:"identity,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Kind         EndpointKind           `protobuf:"varint,1,opt,name=kind,proto3,enum=flowaudit.v1.EndpointKind" json:"kind,omitempty"`
+	Namespace    string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Pod          string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
+	WorkloadKind string                 `protobuf:"bytes,4,opt,name=workload_kind,json=workloadKind,proto3" json:"workload_kind,omitempty"`
+	WorkloadName string                 `protobuf:"bytes,5,opt,name=workload_name,json=workloadName,proto3" json:"workload_name,omitempty"`
+	Node         string                 `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
+	Identity     uint64                 `protobuf:"fixed64,7,opt,name=identity,proto3" json:"identity,omitempty"`
+	Labels       map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// candidates are who it could have been, as namespace/name.
+	Candidates    []string `protobuf:"bytes,9,rep,name=candidates,proto3" json:"candidates,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -584,6 +604,13 @@ func (x *Endpoint) GetIdentity() uint64 {
 func (x *Endpoint) GetLabels() map[string]string {
 	if x != nil {
 		return x.Labels
+	}
+	return nil
+}
+
+func (x *Endpoint) GetCandidates() []string {
+	if x != nil {
+		return x.Candidates
 	}
 	return nil
 }
@@ -816,11 +843,17 @@ type Flows struct {
 	PacketsReceived []uint64     `protobuf:"varint,32,rep,packed,name=packets_received,json=packetsReceived,proto3" json:"packets_received,omitempty"`
 	BytesReceived   []uint64     `protobuf:"varint,33,rep,packed,name=bytes_received,json=bytesReceived,proto3" json:"bytes_received,omitempty"`
 	TcpFlags        []uint32     `protobuf:"varint,34,rep,packed,name=tcp_flags,json=tcpFlags,proto3" json:"tcp_flags,omitempty"`
-	Cluster         []uint32     `protobuf:"varint,35,rep,packed,name=cluster,proto3" json:"cluster,omitempty"`                        // cluster; absent if the batch says it for all
-	Node            []uint32     `protobuf:"varint,36,rep,packed,name=node,proto3" json:"node,omitempty"`                              // node; absent if the batch says it for all
-	Caveat          []Caveat     `protobuf:"varint,37,rep,packed,name=caveat,proto3,enum=flowaudit.v1.Caveat" json:"caveat,omitempty"` // the column may be absent
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	Cluster         []uint32     `protobuf:"varint,35,rep,packed,name=cluster,proto3" json:"cluster,omitempty"` // cluster; absent if the batch says it for all
+	Node            []uint32     `protobuf:"varint,36,rep,packed,name=node,proto3" json:"node,omitempty"`       // node; absent if the batch says it for all
+	// When the connections of a flow began, by which its ends are named, as
+	// milliseconds: the first before start, and the last after the first. Both
+	// columns are absent where that is from start to end for all.
+	NamedBefore   []int64  `protobuf:"zigzag64,37,rep,packed,name=named_before,json=namedBefore,proto3" json:"named_before,omitempty"`
+	NamedFor      []uint64 `protobuf:"varint,38,rep,packed,name=named_for,json=namedFor,proto3" json:"named_for,omitempty"`
+	Named         []bool   `protobuf:"varint,39,rep,packed,name=named,proto3" json:"named,omitempty"`                            // whether the two columns say something of this flow
+	Caveat        []Caveat `protobuf:"varint,40,rep,packed,name=caveat,proto3,enum=flowaudit.v1.Caveat" json:"caveat,omitempty"` // the column may be absent
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Flows) Reset() {
@@ -1084,6 +1117,27 @@ func (x *Flows) GetNode() []uint32 {
 	return nil
 }
 
+func (x *Flows) GetNamedBefore() []int64 {
+	if x != nil {
+		return x.NamedBefore
+	}
+	return nil
+}
+
+func (x *Flows) GetNamedFor() []uint64 {
+	if x != nil {
+		return x.NamedFor
+	}
+	return nil
+}
+
+func (x *Flows) GetNamed() []bool {
+	if x != nil {
+		return x.Named
+	}
+	return nil
+}
+
 func (x *Flows) GetCaveat() []Caveat {
 	if x != nil {
 		return x.Caveat
@@ -1325,7 +1379,7 @@ var File_flowaudit_v1_flow_proto protoreflect.FileDescriptor
 
 const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\n" +
-	"\x17flowaudit/v1/flow.proto\x12\fflowaudit.v1\"\xdb\x02\n" +
+	"\x17flowaudit/v1/flow.proto\x12\fflowaudit.v1\"\xfb\x02\n" +
 	"\bEndpoint\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.flowaudit.v1.EndpointKindR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x10\n" +
@@ -1334,7 +1388,10 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\rworkload_name\x18\x05 \x01(\tR\fworkloadName\x12\x12\n" +
 	"\x04node\x18\x06 \x01(\tR\x04node\x12\x1a\n" +
 	"\bidentity\x18\a \x01(\x06R\bidentity\x12:\n" +
-	"\x06labels\x18\b \x03(\v2\".flowaudit.v1.Endpoint.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\b \x03(\v2\".flowaudit.v1.Endpoint.LabelsEntryR\x06labels\x12\x1e\n" +
+	"\n" +
+	"candidates\x18\t \x03(\tR\n" +
+	"candidates\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"i\n" +
@@ -1350,7 +1407,7 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x04rule\x18\x04 \x01(\tR\x04rule\x12\x12\n" +
 	"\x04side\x18\x05 \x01(\tR\x04side\"7\n" +
 	"\bPolicies\x12+\n" +
-	"\x04refs\x18\x01 \x03(\v2\x17.flowaudit.v1.PolicyRefR\x04refs\"\x94\t\n" +
+	"\x04refs\x18\x01 \x03(\v2\x17.flowaudit.v1.PolicyRefR\x04refs\"\xea\t\n" +
 	"\x05Flows\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\fR\taddresses\x124\n" +
 	"\tendpoints\x18\x02 \x03(\v2\x16.flowaudit.v1.EndpointR\tendpoints\x121\n" +
@@ -1389,8 +1446,11 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x0ebytes_received\x18! \x03(\x04R\rbytesReceived\x12\x1b\n" +
 	"\ttcp_flags\x18\" \x03(\rR\btcpFlags\x12\x18\n" +
 	"\acluster\x18# \x03(\rR\acluster\x12\x12\n" +
-	"\x04node\x18$ \x03(\rR\x04node\x12,\n" +
-	"\x06caveat\x18% \x03(\x0e2\x14.flowaudit.v1.CaveatR\x06caveat\"\xb0\x01\n" +
+	"\x04node\x18$ \x03(\rR\x04node\x12!\n" +
+	"\fnamed_before\x18% \x03(\x12R\vnamedBefore\x12\x1b\n" +
+	"\tnamed_for\x18& \x03(\x04R\bnamedFor\x12\x14\n" +
+	"\x05named\x18' \x03(\bR\x05named\x12,\n" +
+	"\x06caveat\x18( \x03(\x0e2\x14.flowaudit.v1.CaveatR\x06caveat\"\xb0\x01\n" +
 	"\x03Gap\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12)\n" +
@@ -1439,7 +1499,7 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x17CAVEAT_NAMESPACE_LABELS\x10\b\x12\x12\n" +
 	"\x0eCAVEAT_ADDRESS\x10\t\x12\x1b\n" +
 	"\x17CAVEAT_SAME_POD_OR_NODE\x10\n" +
-	"*\xaa\x01\n" +
+	"*\x86\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOGGED\x10\x01\x12\x10\n" +
@@ -1448,14 +1508,20 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\fREASON_RESET\x10\x04\x12\x12\n" +
 	"\x0eREASON_REFUSED\x10\x05\x12\x12\n" +
 	"\x0eREASON_PENDING\x10\x06\x12\x14\n" +
-	"\x10REASON_CONFIRMED\x10\a*\xaf\x01\n" +
+	"\x10REASON_CONFIRMED\x10\a\x12\x1a\n" +
+	"\x16REASON_NEVER_CONFIRMED\x10\b\x12\x0f\n" +
+	"\vREASON_LOST\x10\t\x12\x14\n" +
+	"\x10REASON_UNTRACKED\x10\n" +
+	"\x12\x17\n" +
+	"\x13REASON_CONTRADICTED\x10\v*\xcd\x01\n" +
 	"\fEndpointKind\x12\x1d\n" +
 	"\x19ENDPOINT_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ENDPOINT_KIND_POD\x10\x01\x12\x16\n" +
 	"\x12ENDPOINT_KIND_NODE\x10\x02\x12\x19\n" +
 	"\x15ENDPOINT_KIND_SERVICE\x10\x03\x12\x19\n" +
 	"\x15ENDPOINT_KIND_OUTSIDE\x10\x04\x12\x1b\n" +
-	"\x17ENDPOINT_KIND_AMBIGUOUS\x10\x05*\xbc\x01\n" +
+	"\x17ENDPOINT_KIND_AMBIGUOUS\x10\x05\x12\x1c\n" +
+	"\x18ENDPOINT_KIND_API_SERVER\x10\x06*\xd0\x01\n" +
 	"\aGapKind\x12\x18\n" +
 	"\x14GAP_KIND_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10GAP_KIND_OVERRUN\x10\x01\x12\x15\n" +
@@ -1464,7 +1530,8 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x11GAP_KIND_DOWNTIME\x10\x04\x12\x13\n" +
 	"\x0fGAP_KIND_SOURCE\x10\x05\x12\x16\n" +
 	"\x12GAP_KIND_MALFORMED\x10\x06\x12\x12\n" +
-	"\x0eGAP_KIND_TABLE\x10\a*&\n" +
+	"\x0eGAP_KIND_TABLE\x10\a\x12\x12\n" +
+	"\x0eGAP_KIND_NAMES\x10\b*&\n" +
 	"\x05Scope\x12\x0e\n" +
 	"\n" +
 	"SCOPE_NODE\x10\x00\x12\r\n" +

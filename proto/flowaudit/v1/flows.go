@@ -46,6 +46,11 @@ func FromFlows(flows []flow.Flow) *Flows {
 		sparse(&out.Policy, i, n, t.policy(f.Policies))
 		sparse(&out.Cluster, i, n, intern(t.clusters, &out.Clusters, f.Cluster))
 		sparse(&out.Node, i, n, intern(t.nodes, &out.Nodes, f.Node))
+		if !f.NamedFrom.IsZero() {
+			sparse(&out.Named, i, n, true)
+			sparse(&out.NamedBefore, i, n, start-f.NamedFrom.UnixMilli())
+			sparse(&out.NamedFor, i, n, uint64(max(0, f.NamedTo.UnixMilli()-f.NamedFrom.UnixMilli())))
+		}
 		last = start
 	}
 	return out
@@ -166,7 +171,7 @@ func intern(ids map[string]uint32, table *[]string, s string) uint32 {
 func fromEndpoint(e *flow.Endpoint) *Endpoint {
 	return &Endpoint{
 		Kind: EndpointKind(e.Kind), Namespace: e.Namespace, Pod: e.Pod, WorkloadKind: e.Workload.Kind, WorkloadName: e.Workload.Name,
-		Node: e.Node, Identity: e.Identity, Labels: e.Labels,
+		Node: e.Node, Identity: e.Identity, Labels: e.Labels, Candidates: e.Candidates,
 	}
 }
 
@@ -249,6 +254,9 @@ func (x *Flows) checkColumns() error {
 		{"tcp_flags", len(x.TcpFlags), false},
 		{"cluster", len(x.Cluster), true},
 		{"node", len(x.Node), true},
+		{"named", len(x.Named), true},
+		{"named_before", len(x.NamedBefore), true},
+		{"named_for", len(x.NamedFor), true},
 	} {
 		if c.len != n && (c.len != 0 || !c.optional) {
 			return &FieldError{-1, c.name, fmt.Sprintf("the column has %d values, src has %d", c.len, n)}
@@ -288,7 +296,7 @@ func (x *Flows) readTables() (*readTables, error) {
 	}
 	for i, s := range x.Services {
 		a, ok := netip.AddrFromSlice(s.Address)
-		if !ok || s.Port > 65535 {
+		if !ok && (len(s.Address) > 0 || s.Name == "") || s.Port > 65535 {
 			return nil, &FieldError{-1, fmt.Sprintf("services[%d]", i), "no address or no port"}
 		}
 		t.services = append(t.services, &flow.Service{Addr: a.Unmap(), Port: uint16(s.Port), Namespace: s.Namespace, Name: s.Name})
@@ -307,7 +315,7 @@ func toEndpoint(e *Endpoint) *flow.Endpoint {
 	return &flow.Endpoint{
 		Kind: flow.EndpointKind(e.Kind), Namespace: e.Namespace, Pod: e.Pod,
 		Workload: flow.Workload{Kind: e.WorkloadKind, Name: e.WorkloadName},
-		Node:     e.Node, Identity: e.Identity, Labels: e.Labels,
+		Node:     e.Node, Identity: e.Identity, Labels: e.Labels, Candidates: e.Candidates,
 	}
 }
 
@@ -320,9 +328,9 @@ const (
 func (x *Flows) row(i int, start int64, t *readTables, f *flow.Flow) error {
 	duration := x.Duration[i]
 	switch {
-	case x.Src[i] == 0 || x.Src[i] >= uint32(len(t.addresses)):
+	case x.Src[i] >= uint32(len(t.addresses)):
 		return &FieldError{i, "src", fmt.Sprintf("no address %d", x.Src[i])}
-	case x.Dst[i] == 0 || x.Dst[i] >= uint32(len(t.addresses)):
+	case x.Dst[i] >= uint32(len(t.addresses)):
 		return &FieldError{i, "dst", fmt.Sprintf("no address %d", x.Dst[i])}
 	case x.Protocol[i] > 255:
 		return &FieldError{i, "protocol", fmt.Sprintf("%d is no IP protocol", x.Protocol[i])}
@@ -364,7 +372,34 @@ func (x *Flows) row(i int, start int64, t *readTables, f *flow.Flow) error {
 	f.Sent = flow.Counters{Packets: x.PacketsSent[i], Bytes: x.BytesSent[i]}
 	f.Received = flow.Counters{Packets: x.PacketsReceived[i], Bytes: x.BytesReceived[i]}
 	f.TCPFlags = uint8(x.TcpFlags[i])
+	if err := x.rowNamed(i, start, f); err != nil {
+		return err
+	}
 	return x.rowTables(i, t, f)
+}
+
+// rowNamed reads when the connections of flow i began.
+func (x *Flows) rowNamed(i int, start int64, f *flow.Flow) error {
+	if len(x.Named) == 0 || !x.Named[i] {
+		return nil
+	}
+	var before int64
+	var span uint64
+	if len(x.NamedBefore) > 0 {
+		before = x.NamedBefore[i]
+	}
+	if len(x.NamedFor) > 0 {
+		span = x.NamedFor[i]
+	}
+	from := start - before
+	switch {
+	case from < minTime || from > maxTime:
+		return &FieldError{i, "named_before", fmt.Sprintf("%d ms lead to no time of this age", before)}
+	case span > maxTime-minTime:
+		return &FieldError{i, "named_for", fmt.Sprintf("%d ms is too long", span)}
+	}
+	f.NamedFrom, f.NamedTo = time.UnixMilli(from), time.UnixMilli(from+int64(span))
+	return nil
 }
 
 // rowTables fills what optional columns and tables say of flow i.
@@ -381,6 +416,13 @@ func (x *Flows) rowTables(i int, t *readTables, f *flow.Flow) error {
 		if !ok[j] {
 			return &FieldError{i, name, "the table has no such entry"}
 		}
+	}
+	// Without an address an end must at least have a name.
+	switch {
+	case x.Src[i] == 0 && (f.Source == nil || f.Source.Kind == flow.EndpointUnknown):
+		return &FieldError{i, "src", "no address, and no name"}
+	case x.Dst[i] == 0 && (f.Destination == nil || f.Destination.Kind == flow.EndpointUnknown):
+		return &FieldError{i, "dst", "no address, and no name"}
 	}
 	if len(x.Expected) > 0 {
 		f.Expected = flow.Verdict(x.Expected[i])

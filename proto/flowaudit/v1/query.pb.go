@@ -1111,6 +1111,8 @@ type StatusResponse struct {
 	Policies      uint64                 `protobuf:"varint,11,opt,name=policies,proto3" json:"policies,omitempty"`
 	Problems      []string               `protobuf:"bytes,12,rep,name=problems,proto3" json:"problems,omitempty"`
 	Agents        []*Agent               `protobuf:"bytes,13,rep,name=agents,proto3" json:"agents,omitempty"`
+	Ambiguous     uint64                 `protobuf:"varint,14,opt,name=ambiguous,proto3" json:"ambiguous,omitempty"` // flows with an end that more than one pod could have been
+	Cluster       *ClusterState          `protobuf:"bytes,15,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1236,6 +1238,145 @@ func (x *StatusResponse) GetAgents() []*Agent {
 	return nil
 }
 
+func (x *StatusResponse) GetAmbiguous() uint64 {
+	if x != nil {
+		return x.Ambiguous
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetCluster() *ClusterState {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+// ClusterState is what the collector knows of the cluster, and how well.
+type ClusterState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // the API server's address, or a directory of manifests; empty if none
+	Away          bool                   `protobuf:"varint,2,opt,name=away,proto3" json:"away,omitempty"`    // the API server cannot be reached
+	Heard         int64                  `protobuf:"varint,3,opt,name=heard,proto3" json:"heard,omitempty"`  // Unix milliseconds of when it was last heard
+	Skew          int64                  `protobuf:"varint,4,opt,name=skew,proto3" json:"skew,omitempty"`    // milliseconds that its clock is ahead of the collector's
+	Namespaces    uint64                 `protobuf:"varint,5,opt,name=namespaces,proto3" json:"namespaces,omitempty"`
+	Services      uint64                 `protobuf:"varint,6,opt,name=services,proto3" json:"services,omitempty"`
+	Nodes         uint64                 `protobuf:"varint,7,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	Identities    uint64                 `protobuf:"varint,8,opt,name=identities,proto3" json:"identities,omitempty"`
+	Remembered    uint64                 `protobuf:"varint,9,opt,name=remembered,proto3" json:"remembered,omitempty"`                      // past holders of addresses
+	Forgotten     uint64                 `protobuf:"varint,10,opt,name=forgotten,proto3" json:"forgotten,omitempty"`                       // past holders let go before their time
+	PolicyKinds   []string               `protobuf:"bytes,11,rep,name=policy_kinds,json=policyKinds,proto3" json:"policy_kinds,omitempty"` // kinds of policy beside NetworkPolicy that the cluster has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterState) Reset() {
+	*x = ClusterState{}
+	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterState) ProtoMessage() {}
+
+func (x *ClusterState) ProtoReflect() protoreflect.Message {
+	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterState.ProtoReflect.Descriptor instead.
+func (*ClusterState) Descriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ClusterState) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ClusterState) GetAway() bool {
+	if x != nil {
+		return x.Away
+	}
+	return false
+}
+
+func (x *ClusterState) GetHeard() int64 {
+	if x != nil {
+		return x.Heard
+	}
+	return 0
+}
+
+func (x *ClusterState) GetSkew() int64 {
+	if x != nil {
+		return x.Skew
+	}
+	return 0
+}
+
+func (x *ClusterState) GetNamespaces() uint64 {
+	if x != nil {
+		return x.Namespaces
+	}
+	return 0
+}
+
+func (x *ClusterState) GetServices() uint64 {
+	if x != nil {
+		return x.Services
+	}
+	return 0
+}
+
+func (x *ClusterState) GetNodes() uint64 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *ClusterState) GetIdentities() uint64 {
+	if x != nil {
+		return x.Identities
+	}
+	return 0
+}
+
+func (x *ClusterState) GetRemembered() uint64 {
+	if x != nil {
+		return x.Remembered
+	}
+	return 0
+}
+
+func (x *ClusterState) GetForgotten() uint64 {
+	if x != nil {
+		return x.Forgotten
+	}
+	return 0
+}
+
+func (x *ClusterState) GetPolicyKinds() []string {
+	if x != nil {
+		return x.PolicyKinds
+	}
+	return nil
+}
+
 type Agent struct {
 	state                 protoimpl.MessageState `protogen:"open.v1"`
 	Node                  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1249,14 +1390,17 @@ type Agent struct {
 	Connections           uint64                 `protobuf:"varint,9,opt,name=connections,proto3" json:"connections,omitempty"`
 	Sources               []string               `protobuf:"bytes,10,rep,name=sources,proto3" json:"sources,omitempty"`
 	Limits                []string               `protobuf:"bytes,11,rep,name=limits,proto3" json:"limits,omitempty"`
-	Gaps                  []*Gap                 `protobuf:"bytes,12,rep,name=gaps,proto3" json:"gaps,omitempty"` // of the last hour
+	Notes                 []string               `protobuf:"bytes,15,rep,name=notes,proto3" json:"notes,omitempty"`                // which sources were chosen, and why
+	Gaps                  []*Gap                 `protobuf:"bytes,12,rep,name=gaps,proto3" json:"gaps,omitempty"`                  // of the last hour
+	Skew                  int64                  `protobuf:"varint,13,opt,name=skew,proto3" json:"skew,omitempty"`                 // milliseconds that the API server's clock is ahead of the node's
+	Contradicted          uint64                 `protobuf:"varint,16,opt,name=contradicted,proto3" json:"contradicted,omitempty"` // logged refusals of connections that conntrack showed established
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1412,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1425,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{16}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Agent) GetNode() string {
@@ -1361,11 +1505,32 @@ func (x *Agent) GetLimits() []string {
 	return nil
 }
 
+func (x *Agent) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
 func (x *Agent) GetGaps() []*Gap {
 	if x != nil {
 		return x.Gaps
 	}
 	return nil
+}
+
+func (x *Agent) GetSkew() int64 {
+	if x != nil {
+		return x.Skew
+	}
+	return 0
+}
+
+func (x *Agent) GetContradicted() uint64 {
+	if x != nil {
+		return x.Contradicted
+	}
+	return 0
 }
 
 type EdgesRequest struct {
@@ -1379,7 +1544,7 @@ type EdgesRequest struct {
 
 func (x *EdgesRequest) Reset() {
 	*x = EdgesRequest{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1556,7 @@ func (x *EdgesRequest) String() string {
 func (*EdgesRequest) ProtoMessage() {}
 
 func (x *EdgesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1569,7 @@ func (x *EdgesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgesRequest.ProtoReflect.Descriptor instead.
 func (*EdgesRequest) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{17}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EdgesRequest) GetSince() int64 {
@@ -1440,7 +1605,7 @@ type EdgesResponse struct {
 
 func (x *EdgesResponse) Reset() {
 	*x = EdgesResponse{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[18]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1617,7 @@ func (x *EdgesResponse) String() string {
 func (*EdgesResponse) ProtoMessage() {}
 
 func (x *EdgesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[18]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1630,7 @@ func (x *EdgesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgesResponse.ProtoReflect.Descriptor instead.
 func (*EdgesResponse) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{18}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EdgesResponse) GetEnds() []*EdgeEnd {
@@ -1506,7 +1671,7 @@ type EdgeEnd struct {
 
 func (x *EdgeEnd) Reset() {
 	*x = EdgeEnd{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[19]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1683,7 @@ func (x *EdgeEnd) String() string {
 func (*EdgeEnd) ProtoMessage() {}
 
 func (x *EdgeEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[19]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1696,7 @@ func (x *EdgeEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeEnd.ProtoReflect.Descriptor instead.
 func (*EdgeEnd) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{19}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *EdgeEnd) GetKind() EndpointKind {
@@ -1623,7 +1788,7 @@ type Edge struct {
 
 func (x *Edge) Reset() {
 	*x = Edge{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[20]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1800,7 @@ func (x *Edge) String() string {
 func (*Edge) ProtoMessage() {}
 
 func (x *Edge) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[20]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1813,7 @@ func (x *Edge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Edge.ProtoReflect.Descriptor instead.
 func (*Edge) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{20}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Edge) GetSource() uint32 {
@@ -1788,7 +1953,7 @@ type TimelineRequest struct {
 
 func (x *TimelineRequest) Reset() {
 	*x = TimelineRequest{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[21]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +1965,7 @@ func (x *TimelineRequest) String() string {
 func (*TimelineRequest) ProtoMessage() {}
 
 func (x *TimelineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[21]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +1978,7 @@ func (x *TimelineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimelineRequest.ProtoReflect.Descriptor instead.
 func (*TimelineRequest) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{21}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TimelineRequest) GetSince() int64 {
@@ -1846,7 +2011,7 @@ type TimelineResponse struct {
 
 func (x *TimelineResponse) Reset() {
 	*x = TimelineResponse{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[22]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +2023,7 @@ func (x *TimelineResponse) String() string {
 func (*TimelineResponse) ProtoMessage() {}
 
 func (x *TimelineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[22]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,7 +2036,7 @@ func (x *TimelineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimelineResponse.ProtoReflect.Descriptor instead.
 func (*TimelineResponse) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{22}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TimelineResponse) GetChanges() []*Change {
@@ -1897,7 +2062,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[23]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2074,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[23]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2087,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{23}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Change) GetTime() int64 {
@@ -2058,7 +2223,7 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
 	"\adefault\x18\x03 \x01(\tR\adefault\x12\x1a\n" +
 	"\brequired\x18\x04 \x01(\bR\brequired\"\x0f\n" +
-	"\rStatusRequest\"\xeb\x02\n" +
+	"\rStatusRequest\"\xbf\x03\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\astarted\x18\x02 \x01(\x03R\astarted\x12\x14\n" +
@@ -2073,7 +2238,28 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	" \x01(\x04R\x04pods\x12\x1a\n" +
 	"\bpolicies\x18\v \x01(\x04R\bpolicies\x12\x1a\n" +
 	"\bproblems\x18\f \x03(\tR\bproblems\x12+\n" +
-	"\x06agents\x18\r \x03(\v2\x13.flowaudit.v1.AgentR\x06agents\"\x90\x03\n" +
+	"\x06agents\x18\r \x03(\v2\x13.flowaudit.v1.AgentR\x06agents\x12\x1c\n" +
+	"\tambiguous\x18\x0e \x01(\x04R\tambiguous\x124\n" +
+	"\acluster\x18\x0f \x01(\v2\x1a.flowaudit.v1.ClusterStateR\acluster\"\xb7\x02\n" +
+	"\fClusterState\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
+	"\x04away\x18\x02 \x01(\bR\x04away\x12\x14\n" +
+	"\x05heard\x18\x03 \x01(\x03R\x05heard\x12\x12\n" +
+	"\x04skew\x18\x04 \x01(\x03R\x04skew\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x05 \x01(\x04R\n" +
+	"namespaces\x12\x1a\n" +
+	"\bservices\x18\x06 \x01(\x04R\bservices\x12\x14\n" +
+	"\x05nodes\x18\a \x01(\x04R\x05nodes\x12\x1e\n" +
+	"\n" +
+	"identities\x18\b \x01(\x04R\n" +
+	"identities\x12\x1e\n" +
+	"\n" +
+	"remembered\x18\t \x01(\x04R\n" +
+	"remembered\x12\x1c\n" +
+	"\tforgotten\x18\n" +
+	" \x01(\x04R\tforgotten\x12!\n" +
+	"\fpolicy_kinds\x18\v \x03(\tR\vpolicyKinds\"\xde\x03\n" +
 	"\x05Agent\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12)\n" +
@@ -2086,8 +2272,11 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\vconnections\x18\t \x01(\x04R\vconnections\x12\x18\n" +
 	"\asources\x18\n" +
 	" \x03(\tR\asources\x12\x16\n" +
-	"\x06limits\x18\v \x03(\tR\x06limits\x12%\n" +
-	"\x04gaps\x18\f \x03(\v2\x11.flowaudit.v1.GapR\x04gaps\"T\n" +
+	"\x06limits\x18\v \x03(\tR\x06limits\x12\x14\n" +
+	"\x05notes\x18\x0f \x03(\tR\x05notes\x12%\n" +
+	"\x04gaps\x18\f \x03(\v2\x11.flowaudit.v1.GapR\x04gaps\x12\x12\n" +
+	"\x04skew\x18\r \x01(\x03R\x04skew\x12\"\n" +
+	"\fcontradicted\x18\x10 \x01(\x04R\fcontradicted\"T\n" +
 	"\fEdgesRequest\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x14\n" +
 	"\x05until\x18\x02 \x01(\x03R\x05until\x12\x18\n" +
@@ -2182,7 +2371,7 @@ func file_flowaudit_v1_query_proto_rawDescGZIP() []byte {
 }
 
 var file_flowaudit_v1_query_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_flowaudit_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_flowaudit_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_flowaudit_v1_query_proto_goTypes = []any{
 	(LabelOp)(0),               // 0: flowaudit.v1.LabelOp
 	(Exemption)(0),             // 1: flowaudit.v1.Exemption
@@ -2203,26 +2392,27 @@ var file_flowaudit_v1_query_proto_goTypes = []any{
 	(*Argument)(nil),           // 16: flowaudit.v1.Argument
 	(*StatusRequest)(nil),      // 17: flowaudit.v1.StatusRequest
 	(*StatusResponse)(nil),     // 18: flowaudit.v1.StatusResponse
-	(*Agent)(nil),              // 19: flowaudit.v1.Agent
-	(*EdgesRequest)(nil),       // 20: flowaudit.v1.EdgesRequest
-	(*EdgesResponse)(nil),      // 21: flowaudit.v1.EdgesResponse
-	(*EdgeEnd)(nil),            // 22: flowaudit.v1.EdgeEnd
-	(*Edge)(nil),               // 23: flowaudit.v1.Edge
-	(*TimelineRequest)(nil),    // 24: flowaudit.v1.TimelineRequest
-	(*TimelineResponse)(nil),   // 25: flowaudit.v1.TimelineResponse
-	(*Change)(nil),             // 26: flowaudit.v1.Change
-	nil,                        // 27: flowaudit.v1.RunRequest.ArgumentsEntry
-	nil,                        // 28: flowaudit.v1.EdgeEnd.LabelsEntry
-	(Verdict)(0),               // 29: flowaudit.v1.Verdict
-	(Direction)(0),             // 30: flowaudit.v1.Direction
-	(Assessment)(0),            // 31: flowaudit.v1.Assessment
-	(*Flows)(nil),              // 32: flowaudit.v1.Flows
-	(*Coverage)(nil),           // 33: flowaudit.v1.Coverage
-	(*structpb.ListValue)(nil), // 34: google.protobuf.ListValue
-	(Scope)(0),                 // 35: flowaudit.v1.Scope
-	(*Gap)(nil),                // 36: flowaudit.v1.Gap
-	(EndpointKind)(0),          // 37: flowaudit.v1.EndpointKind
-	(Caveat)(0),                // 38: flowaudit.v1.Caveat
+	(*ClusterState)(nil),       // 19: flowaudit.v1.ClusterState
+	(*Agent)(nil),              // 20: flowaudit.v1.Agent
+	(*EdgesRequest)(nil),       // 21: flowaudit.v1.EdgesRequest
+	(*EdgesResponse)(nil),      // 22: flowaudit.v1.EdgesResponse
+	(*EdgeEnd)(nil),            // 23: flowaudit.v1.EdgeEnd
+	(*Edge)(nil),               // 24: flowaudit.v1.Edge
+	(*TimelineRequest)(nil),    // 25: flowaudit.v1.TimelineRequest
+	(*TimelineResponse)(nil),   // 26: flowaudit.v1.TimelineResponse
+	(*Change)(nil),             // 27: flowaudit.v1.Change
+	nil,                        // 28: flowaudit.v1.RunRequest.ArgumentsEntry
+	nil,                        // 29: flowaudit.v1.EdgeEnd.LabelsEntry
+	(Verdict)(0),               // 30: flowaudit.v1.Verdict
+	(Direction)(0),             // 31: flowaudit.v1.Direction
+	(Assessment)(0),            // 32: flowaudit.v1.Assessment
+	(*Flows)(nil),              // 33: flowaudit.v1.Flows
+	(*Coverage)(nil),           // 34: flowaudit.v1.Coverage
+	(*structpb.ListValue)(nil), // 35: google.protobuf.ListValue
+	(Scope)(0),                 // 36: flowaudit.v1.Scope
+	(*Gap)(nil),                // 37: flowaudit.v1.Gap
+	(EndpointKind)(0),          // 38: flowaudit.v1.EndpointKind
+	(Caveat)(0),                // 39: flowaudit.v1.Caveat
 }
 var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	0,  // 0: flowaudit.v1.LabelTerm.op:type_name -> flowaudit.v1.LabelOp
@@ -2232,52 +2422,53 @@ var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	6,  // 4: flowaudit.v1.Selector.either:type_name -> flowaudit.v1.Ends
 	6,  // 5: flowaudit.v1.Selector.from:type_name -> flowaudit.v1.Ends
 	6,  // 6: flowaudit.v1.Selector.to:type_name -> flowaudit.v1.Ends
-	29, // 7: flowaudit.v1.Selector.verdicts:type_name -> flowaudit.v1.Verdict
-	30, // 8: flowaudit.v1.Selector.directions:type_name -> flowaudit.v1.Direction
-	31, // 9: flowaudit.v1.Selector.assessments:type_name -> flowaudit.v1.Assessment
+	30, // 7: flowaudit.v1.Selector.verdicts:type_name -> flowaudit.v1.Verdict
+	31, // 8: flowaudit.v1.Selector.directions:type_name -> flowaudit.v1.Direction
+	32, // 9: flowaudit.v1.Selector.assessments:type_name -> flowaudit.v1.Assessment
 	7,  // 10: flowaudit.v1.Filter.match:type_name -> flowaudit.v1.Selector
 	7,  // 11: flowaudit.v1.Filter.not:type_name -> flowaudit.v1.Selector
 	8,  // 12: flowaudit.v1.ObserveRequest.filter:type_name -> flowaudit.v1.Filter
-	32, // 13: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
-	33, // 14: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
-	27, // 15: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
-	34, // 16: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
-	33, // 17: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
+	33, // 13: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
+	34, // 14: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
+	28, // 15: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
+	35, // 16: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
+	34, // 17: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
 	15, // 18: flowaudit.v1.ListResponse.questions:type_name -> flowaudit.v1.Question
 	16, // 19: flowaudit.v1.Question.arguments:type_name -> flowaudit.v1.Argument
-	19, // 20: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
-	35, // 21: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
-	36, // 22: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
-	22, // 23: flowaudit.v1.EdgesResponse.ends:type_name -> flowaudit.v1.EdgeEnd
-	23, // 24: flowaudit.v1.EdgesResponse.edges:type_name -> flowaudit.v1.Edge
-	33, // 25: flowaudit.v1.EdgesResponse.coverage:type_name -> flowaudit.v1.Coverage
-	37, // 26: flowaudit.v1.EdgeEnd.kind:type_name -> flowaudit.v1.EndpointKind
-	28, // 27: flowaudit.v1.EdgeEnd.labels:type_name -> flowaudit.v1.EdgeEnd.LabelsEntry
-	30, // 28: flowaudit.v1.Edge.direction:type_name -> flowaudit.v1.Direction
-	29, // 29: flowaudit.v1.Edge.verdict:type_name -> flowaudit.v1.Verdict
-	29, // 30: flowaudit.v1.Edge.expected:type_name -> flowaudit.v1.Verdict
-	31, // 31: flowaudit.v1.Edge.assessment:type_name -> flowaudit.v1.Assessment
-	38, // 32: flowaudit.v1.Edge.caveat:type_name -> flowaudit.v1.Caveat
-	1,  // 33: flowaudit.v1.Edge.exempt:type_name -> flowaudit.v1.Exemption
-	26, // 34: flowaudit.v1.TimelineResponse.changes:type_name -> flowaudit.v1.Change
-	2,  // 35: flowaudit.v1.Change.kind:type_name -> flowaudit.v1.ChangeKind
-	9,  // 36: flowaudit.v1.Query.Observe:input_type -> flowaudit.v1.ObserveRequest
-	11, // 37: flowaudit.v1.Query.Run:input_type -> flowaudit.v1.RunRequest
-	13, // 38: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
-	17, // 39: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
-	20, // 40: flowaudit.v1.Query.Edges:input_type -> flowaudit.v1.EdgesRequest
-	24, // 41: flowaudit.v1.Query.Timeline:input_type -> flowaudit.v1.TimelineRequest
-	10, // 42: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
-	12, // 43: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
-	14, // 44: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
-	18, // 45: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
-	21, // 46: flowaudit.v1.Query.Edges:output_type -> flowaudit.v1.EdgesResponse
-	25, // 47: flowaudit.v1.Query.Timeline:output_type -> flowaudit.v1.TimelineResponse
-	42, // [42:48] is the sub-list for method output_type
-	36, // [36:42] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	20, // 20: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
+	19, // 21: flowaudit.v1.StatusResponse.cluster:type_name -> flowaudit.v1.ClusterState
+	36, // 22: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
+	37, // 23: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
+	23, // 24: flowaudit.v1.EdgesResponse.ends:type_name -> flowaudit.v1.EdgeEnd
+	24, // 25: flowaudit.v1.EdgesResponse.edges:type_name -> flowaudit.v1.Edge
+	34, // 26: flowaudit.v1.EdgesResponse.coverage:type_name -> flowaudit.v1.Coverage
+	38, // 27: flowaudit.v1.EdgeEnd.kind:type_name -> flowaudit.v1.EndpointKind
+	29, // 28: flowaudit.v1.EdgeEnd.labels:type_name -> flowaudit.v1.EdgeEnd.LabelsEntry
+	31, // 29: flowaudit.v1.Edge.direction:type_name -> flowaudit.v1.Direction
+	30, // 30: flowaudit.v1.Edge.verdict:type_name -> flowaudit.v1.Verdict
+	30, // 31: flowaudit.v1.Edge.expected:type_name -> flowaudit.v1.Verdict
+	32, // 32: flowaudit.v1.Edge.assessment:type_name -> flowaudit.v1.Assessment
+	39, // 33: flowaudit.v1.Edge.caveat:type_name -> flowaudit.v1.Caveat
+	1,  // 34: flowaudit.v1.Edge.exempt:type_name -> flowaudit.v1.Exemption
+	27, // 35: flowaudit.v1.TimelineResponse.changes:type_name -> flowaudit.v1.Change
+	2,  // 36: flowaudit.v1.Change.kind:type_name -> flowaudit.v1.ChangeKind
+	9,  // 37: flowaudit.v1.Query.Observe:input_type -> flowaudit.v1.ObserveRequest
+	11, // 38: flowaudit.v1.Query.Run:input_type -> flowaudit.v1.RunRequest
+	13, // 39: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
+	17, // 40: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
+	21, // 41: flowaudit.v1.Query.Edges:input_type -> flowaudit.v1.EdgesRequest
+	25, // 42: flowaudit.v1.Query.Timeline:input_type -> flowaudit.v1.TimelineRequest
+	10, // 43: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
+	12, // 44: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
+	14, // 45: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
+	18, // 46: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
+	22, // 47: flowaudit.v1.Query.Edges:output_type -> flowaudit.v1.EdgesResponse
+	26, // 48: flowaudit.v1.Query.Timeline:output_type -> flowaudit.v1.TimelineResponse
+	43, // [43:49] is the sub-list for method output_type
+	37, // [37:43] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_flowaudit_v1_query_proto_init() }
@@ -2292,7 +2483,7 @@ func file_flowaudit_v1_query_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flowaudit_v1_query_proto_rawDesc), len(file_flowaudit_v1_query_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

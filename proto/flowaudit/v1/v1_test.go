@@ -20,14 +20,14 @@ func at(seconds int) time.Time { return time.UnixMilli(1_772_366_400_345 + int64
 func sampleFlows() []flow.Flow {
 	web := &flow.Endpoint{
 		Kind: flow.EndpointPod, Namespace: "shop", Pod: "web-0", Workload: flow.Workload{Kind: "Deployment", Name: "web"},
-		Node: "node-1", Identity: 7, Labels: map[string]string{"role": "web"},
+		Node: "node-1", Identity: 7, Labels: map[string]string{"role": "web"}, Candidates: []string{"shop/web-0", "shop/web-1"},
 	}
 	full := flow.Flow{
 		Key: flow.Key{
 			Protocol: flow.TCP, Src: netip.MustParseAddr("10.1.0.1"), Dst: netip.MustParseAddr("fd00::3"), Port: 3306,
 			Verdict: flow.VerdictDenied, Direction: flow.DirectionIngress,
 		},
-		Start: at(0), End: at(9), Cluster: "prod", Node: "node-1", Source: web, Destination: &flow.Endpoint{Kind: flow.EndpointOutside},
+		Start: at(0), End: at(9), NamedFrom: at(-3), NamedTo: at(1), Cluster: "prod", Node: "node-1", Source: web, Destination: &flow.Endpoint{Kind: flow.EndpointOutside},
 		SourcePort: 40000, TranslatedSrc: netip.MustParseAddr("192.168.7.1"),
 		Service: &flow.Service{Addr: netip.MustParseAddr("10.96.0.33"), Port: 3306, Namespace: "shop", Name: "db"},
 		Reason:  flow.ReasonLogged, Expected: flow.VerdictDenied, Assessment: flow.AssessmentEnforced, Caveat: flow.CaveatRecent,
@@ -42,6 +42,32 @@ func sampleFlows() []flow.Flow {
 	earlier := bare
 	earlier.Start, earlier.End = at(-60), at(-59)
 	return []flow.Flow{full, bare, earlier, full}
+}
+
+// TestFlowsWithoutAddresses: a plugin that aggregates tells names only.
+func TestFlowsWithoutAddresses(t *testing.T) {
+	named := flow.Flow{
+		Key: flow.Key{Protocol: flow.TCP, Port: 80, Verdict: flow.VerdictDenied}, Start: at(1), End: at(2),
+		Source:      &flow.Endpoint{Kind: flow.EndpointPod, Namespace: "shop", Workload: flow.Workload{Kind: "Deployment", Name: "web"}},
+		Destination: &flow.Endpoint{Kind: flow.EndpointOutside},
+		Service:     &flow.Service{Port: 80, Namespace: "shop", Name: "db"}, Sources: flow.SourceFelix,
+	}
+	got, invalid, first, err := FromFlows([]flow.Flow{named}).ToFlows()
+	if err != nil || invalid != 0 {
+		t.Fatalf("%d invalid (%v), %v", invalid, first, err)
+	}
+	if diff := cmp.Diff([]flow.Flow{named}, got, addresses); diff != "" {
+		t.Error(diff)
+	}
+	for field, spoil := range map[string]func(*flow.Flow){
+		"src": func(f *flow.Flow) { f.Source = nil }, "dst": func(f *flow.Flow) { f.Destination = &flow.Endpoint{} },
+	} {
+		f := named
+		spoil(&f)
+		if _, invalid, first, _ := FromFlows([]flow.Flow{f}).ToFlows(); invalid != 1 || !strings.HasPrefix(first.Error(), "flow 0, field "+field+":") {
+			t.Errorf("%d invalid, %v; want one, by its %s", invalid, first, field)
+		}
+	}
 }
 
 var addresses = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
@@ -100,6 +126,8 @@ func TestInvalidFlowsAreNamed(t *testing.T) {
 		{"sources", func(x *Flows) { x.Sources[1] = 256 }},
 		{"cluster", func(x *Flows) { x.Cluster[1] = 99 }},
 		{"node", func(x *Flows) { x.Node[1] = 99 }},
+		{"named_before", func(x *Flows) { x.Named[1], x.NamedBefore[1] = true, -1<<62 }},
+		{"named_for", func(x *Flows) { x.Named[1], x.NamedFor[1] = true, 1<<60 }},
 	} {
 		t.Run(c.field, func(t *testing.T) {
 			x := FromFlows(sampleFlows())
@@ -125,7 +153,8 @@ func TestBrokenTablesRefuseTheBatch(t *testing.T) {
 		{"tcp_flags", func(x *Flows) { x.TcpFlags = nil }},
 		{"service", func(x *Flows) { x.Service = x.Service[1:] }},
 		{"addresses[1]", func(x *Flows) { x.Addresses[1] = x.Addresses[1][1:] }},
-		{"services[0]", func(x *Flows) { x.Services[0].Address = nil }},
+		{"named", func(x *Flows) { x.Named = x.Named[1:] }},
+		{"services[0]", func(x *Flows) { x.Services[0].Address = []byte{1} }},
 	} {
 		t.Run(c.field, func(t *testing.T) {
 			x := FromFlows(sampleFlows())
@@ -144,7 +173,7 @@ func sampleBatch() flow.Batch {
 		Node: "node-1", Scope: flow.ScopePod, Start: at(0), End: at(10),
 		Flows: sampleFlows(),
 		Gaps:  []flow.Gap{{Node: "node-1", Source: "nflog:100", Kind: flow.GapSequence, Start: at(1), End: at(2), Lost: 4, Detail: "why"}},
-		Agent: flow.AgentStatus{Version: "1", Started: at(-5), Observations: 1, Malformed: 2, Connections: 3, Sources: []string{"conntrack"}, Limits: []string{"no bytes"}},
+		Agent: flow.AgentStatus{Version: "1", Started: at(-5), Observations: 1, Malformed: 2, Connections: 3, Sources: []string{"conntrack"}, Notes: []string{"hubble is read"}, Limits: []string{"no bytes"}, Skew: -1500 * time.Millisecond},
 	}
 }
 
@@ -172,12 +201,37 @@ func TestABatchNeedsAKeyAndATime(t *testing.T) {
 		{"key", func(b *Batch) { b.Node = "" }},
 		{"end", func(b *Batch) { b.Start = b.End + 1 }},
 		{"end", func(b *Batch) { b.Start, b.End = 0, 0 }},
+		{"end", func(b *Batch) { b.Start = -1 << 60 }},
+		{"end", func(b *Batch) { b.End = 1 << 60 }},
 	} {
 		batch := sampleBatch()
 		m := FromBatch(&batch)
 		c.spoil(m)
 		if _, _, _, err := m.ToBatch(); err == nil || !strings.Contains(err.Error(), c.field) {
 			t.Errorf("error %v, want one that names %s", err, c.field)
+		}
+	}
+}
+
+// TestInvalidGapsAreNamed: a time that no clock shows would spoil every answer
+// about gaps.
+func TestInvalidGapsAreNamed(t *testing.T) {
+	for name, spoil := range map[string]func(*Gap){
+		"start too early": func(g *Gap) { g.Start = -1 << 60 },
+		"start too late":  func(g *Gap) { g.Start = 1 << 60 },
+		"no end":          func(g *Gap) { g.End = 0 },
+		"end too late":    func(g *Gap) { g.End = 1 << 60 },
+	} {
+		batch := sampleBatch()
+		batch.Gaps = append(batch.Gaps, batch.Gaps[0], batch.Gaps[0])
+		m := FromBatch(&batch)
+		spoil(m.Gaps[1])
+		got, invalid, first, err := m.ToBatch()
+		if err != nil || invalid != 1 || len(got.Gaps) != 2 || len(got.Flows) != len(batch.Flows) {
+			t.Errorf("%s: %d gaps and %d flows, %d invalid, %v", name, len(got.Gaps), len(got.Flows), invalid, err)
+		}
+		if first == nil || !strings.HasPrefix(first.Error(), "field gaps[1]:") {
+			t.Errorf("%s: error %v", name, first)
 		}
 	}
 }
@@ -240,7 +294,7 @@ func FuzzBatch(f *testing.F) {
 			t.Fatalf("%d flows beside %v", len(batch.Flows), err)
 		}
 		for _, fl := range batch.Flows {
-			if !fl.Src.IsValid() || !fl.Dst.IsValid() || fl.End.Before(fl.Start) || fl.Verdict > flow.VerdictUnanswered {
+			if !fl.Src.IsValid() && fl.Source == nil || !fl.Dst.IsValid() && fl.Destination == nil || fl.End.Before(fl.Start) || fl.Verdict > flow.VerdictUnanswered {
 				t.Fatalf("an impossible flow: %+v", fl)
 			}
 		}

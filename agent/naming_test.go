@@ -1,0 +1,188 @@
+package agent
+
+import (
+	"log/slog"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// holders is a namer whose holders change: each has its address from a second
+// on, and a late one is known from another second on only.
+type holders struct {
+	list    []heldBy
+	now     func() float64
+	version uint64
+	news    time.Duration // how long answers about pods may change
+}
+
+type heldBy struct {
+	addr       netip.Addr
+	from, told float64
+	endpoint   *flow.Endpoint
+}
+
+var nobodyYet = &flow.Endpoint{}
+
+func (h *holders) Endpoint(a netip.Addr, t time.Time) *flow.Endpoint {
+	found := nobodyYet
+	for _, x := range h.list {
+		if x.addr == a && h.now() >= x.told && t.UnixNano() >= at(x.from) {
+			found = x.endpoint
+		}
+	}
+	return found
+}
+
+func (h *holders) Holder(a netip.Addr, from, to time.Time) (*flow.Endpoint, time.Duration) {
+	first, last := h.Endpoint(a, from), h.Endpoint(a, to)
+	switch {
+	case a == out || a == far:
+		return nobodyYet, 0
+	case first != last:
+		return &flow.Endpoint{Kind: flow.EndpointAmbiguous}, h.news
+	}
+	return first, h.news
+}
+
+func (h *holders) Version() uint64 { return h.version }
+
+func podOf(name string) *flow.Endpoint {
+	return &flow.Endpoint{Kind: flow.EndpointPod, Namespace: "shop", Pod: name, Node: "n1"}
+}
+
+func namesOf(flows []flow.Flow) []string {
+	var out []string
+	for _, f := range flows {
+		name := f.Source.Kind.String()
+		if f.Source.Pod != "" {
+			name = f.Source.Pod
+		}
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func TestFlowsOfDifferentHoldersStayApart(t *testing.T) {
+	var now float64
+	h := &holders{now: func() float64 { return now }, list: []heldBy{{web, 0, 0, podOf("old")}, {web, 5, 5, podOf("new")}}}
+	s := newScene(func(o *tableOptions) { o.Names = h })
+	named := func(flows []flow.Flow) []string { return namesOf(newNaming(s.window).take(flows, clock(now))) }
+	t.Run("in one window", func(t *testing.T) {
+		now = 1
+		s.refuse(1, web, far, 1000, 80)
+		now, h.version = 6, 1
+		s.refuse(6, web, far, 1001, 80)
+		if got := named(s.closeWindow(clock(10))); !slices.Equal(got, []string{"new", "old"}) {
+			t.Errorf("sources %q, want both holders", got)
+		}
+	})
+	t.Run("where the end of a connection is told late", func(t *testing.T) {
+		now = 2
+		old := s.track(web, far, 1002, 80).say(2, flow.EventNew, nil).say(2, flow.EventUpdate, replied)
+		now = 8
+		s.track(web, far, 1003, 80).say(8, flow.EventNew, nil).say(8, flow.EventUpdate, replied)
+		s.closeWindow(clock(10))
+		now = 125
+		old.say(125, flow.EventDestroy, counted(5, 500))
+		s.track(web, far, 1004, 80).say(125, flow.EventNew, nil).say(125, flow.EventUpdate, replied)
+		if got := named(s.closeWindow(clock(130))); !slices.Equal(got, []string{"new", "old"}) {
+			t.Errorf("sources %q, want both holders", got)
+		}
+	})
+	t.Run("and what cannot be told apart any more is ambiguous", func(t *testing.T) {
+		h.list[1].told = 160
+		now = 141
+		s.refuse(3, web, far, 1005, 80)
+		s.refuse(7, web, far, 1006, 80)
+		now, h.version = 161, 2
+		if got := named(s.closeWindow(clock(161))); !slices.Equal(got, []string{"ambiguous"}) {
+			t.Errorf("sources %q", got)
+		}
+	})
+}
+
+func TestFlowsWaitForTheirNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		h := &holders{now: func() float64 { return time.Since(began).Seconds() }, news: 2 * time.Second}
+		pods := []heldBy{{web, -1e9, 1, podOf("web")}}
+		h.list = pods
+		tab := newTable(tableOptions{Names: h, LocalNode: "n1", Unanswered: 10 * time.Second, MaxConns: 1000, MaxFlows: 1000})
+		type sent struct {
+			after time.Duration
+			names []string
+		}
+		var got []sent
+		in := newInbox()
+		l := newLoop(loopOptions{
+			Node: "n1", Window: 10 * time.Second, Log: slog.New(slog.DiscardHandler),
+			Status: func() flow.AgentStatus { return flow.AgentStatus{} }, Malformed: func() map[string]uint64 { return nil },
+		}, tab, in, func(b *flow.Batch) {
+			if len(b.Flows) > 0 {
+				got = append(got, sent{time.Since(began), namesOf(b.Flows)})
+			}
+		})
+		done := make(chan struct{})
+		go func() { l.run(); close(done) }()
+		refused := flow.Observation{
+			Time: began.UnixNano(), Source: flow.SourceNFLOG, Event: flow.EventPacket, Verdict: flow.VerdictDenied, Protocol: flow.TCP,
+			Original: flow.Tuple{Src: web, Dst: far, SrcPort: 1, DstPort: 80},
+		}
+		stranger := refused
+		stranger.Original.Src = db // nobody will tell whose that is
+		remote := refused
+		remote.Original.Src = out
+		in.full <- []flow.Observation{refused, stranger, remote}
+		time.Sleep(5 * time.Second)
+		close(in.full)
+		<-done
+		if len(got) != 2 || got[0].after > time.Second || !slices.Equal(got[0].names, []string{"unknown"}) {
+			t.Fatalf("sent %v: a far address must not wait", got)
+		}
+		if got[1].after < 2*time.Second || got[1].after > 2200*time.Millisecond || !slices.Equal(got[1].names, []string{"unknown", "web"}) {
+			t.Errorf("sent %v: want the late name, and the other without one, after 2s", got[1])
+		}
+	})
+}
+
+func TestFewFlowsWait(t *testing.T) {
+	h := &holders{now: func() float64 { return 0 }, news: time.Hour}
+	n := newNaming(newWindow("n1", h))
+	flows := make([]flow.Flow, maxWaiting+10)
+	for i := range flows {
+		flows[i] = flow.Flow{Key: flow.Key{Src: web, Dst: far}, NamedFrom: clock(0), NamedTo: clock(0)}
+	}
+	h.list = []heldBy{{web, -1, -1, podOf("web")}}
+	got := n.take(flows, clock(1))
+	if len(got) != 10 || len(n.waiting) != maxWaiting {
+		t.Errorf("%d go at once and %d wait, want 10 and %d", len(got), len(n.waiting), maxWaiting)
+	}
+	if got[0].Source != nil {
+		t.Errorf("one that could not wait is named %+v", got[0].Source)
+	}
+	if got := n.rest(clock(1)); len(got) != maxWaiting || len(n.waiting) != 0 || got[0].Source != nil {
+		t.Errorf("%d of the waiting are given at the end, the first named %+v", len(got), got[0].Source)
+	}
+}
+
+// TestAnOldConnectionMayBeAnOlderPods: the kernel keeps what has ended for
+// minutes, and a dump at the start finds it under an address that may have
+// changed hands since.
+func TestAnOldConnectionMayBeAnOlderPods(t *testing.T) {
+	now := 300.0
+	h := &holders{now: func() float64 { return now }, list: []heldBy{{web, 0, 0, podOf("long-there")}, {db, 290, 0, podOf("just-begun")}}}
+	s := newScene(func(o *tableOptions) { o.Names = h })
+	s.track(web, far, 1, 80).say(300, flow.EventDumpBegin, nil).say(300, flow.EventDump, replied)
+	s.track(db, far, 2, 80).say(300, flow.EventDump, replied).say(300, flow.EventDumpEnd, nil)
+	s.track(db, far, 3, 81).say(301, flow.EventNew, nil).say(301, flow.EventUpdate, replied)
+	flows := newNaming(s.window).take(s.closeWindow(clock(310)), clock(310))
+	if got := namesOf(flows); !slices.Equal(got, []string{"ambiguous", "just-begun", "long-there"}) {
+		t.Errorf("sources %q", got)
+	}
+}

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/flowaudit/flowaudit/collector"
+	"github.com/flowaudit/flowaudit/collector/store/duckdb"
+)
+
+// options is what flags make.
+type options struct {
+	Collector collector.Options
+	Store     duckdb.Options
+}
+
+func parseFlags(args string) (options, error) {
+	o, db, _, err := parse(strings.Fields(args), &strings.Builder{})
+	return options{o, db}, err
+}
+
+func TestDefaults(t *testing.T) {
+	got, err := parseFlags("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := options{
+		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Retain: 30 * 24 * time.Hour, Version: "devel"},
+		duckdb.Options{Dir: "flowaudit-data", Slice: time.Hour},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestFlags: what each flag changes, beside the defaults.
+func TestFlags(t *testing.T) {
+	for _, test := range []struct {
+		args   string
+		change func(*options)
+	}{
+		{"--listen unix:/run/c.sock", func(o *options) { o.Collector.Listen.Address = "unix:/run/c.sock" }},
+		{"--listen :4245 --insecure", func(o *options) { o.Collector.Listen = collector.ListenOptions{Address: ":4245", Insecure: true} }},
+		{"--listen :4245 --tls-cert crt --tls-key key --tls-client-ca ca", func(o *options) {
+			o.Collector.Listen = collector.ListenOptions{Address: ":4245", Cert: "crt", Key: "key", ClientCA: "ca"}
+		}},
+		{"--data /var/lib/flowaudit", func(o *options) { o.Store.Dir = "/var/lib/flowaudit" }},
+		{"--manifests /objects", func(o *options) { o.Collector.Manifests = "/objects" }},
+		{"--retain 12h", func(o *options) { o.Collector.Retain = 12 * time.Hour }},
+		{"--retain 1.5d", func(o *options) { o.Collector.Retain = 36 * time.Hour }},
+		{"--retain 0", func(o *options) { o.Collector.Retain = 0 }},
+		{"--slice 10m", func(o *options) { o.Store.Slice = 10 * time.Minute }},
+		{"--store-threads 3", func(o *options) { o.Store.Threads = 3 }},
+		{"--store-memory 2GB", func(o *options) { o.Store.MemoryLimit = "2GB" }},
+	} {
+		got, err := parseFlags(test.args)
+		if err != nil {
+			t.Errorf("%s: %v", test.args, err)
+			continue
+		}
+		want, err := parseFlags("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		test.change(&want)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", test.args, diff)
+		}
+	}
+}
+
+// TestWrongFlags: the error names the flag.
+func TestWrongFlags(t *testing.T) {
+	for _, test := range []struct{ args, want string }{
+		{"--listen :4245", "listen on :4245: without TLS anybody who reaches this address could read and forge flows: give --tls-cert and --tls-key, listen on loopback, or say --insecure"},
+		{"--listen 4245", "missing port"},
+		{"--listen unix:", "--listen unix: names no socket"},
+		{"--tls-cert crt", "--tls-cert and --tls-key belong together"},
+		{"--tls-client-ca ca", "--tls-client-ca needs --tls-cert and --tls-key"},
+		{"--retain forever", `--retain: "forever" is no duration: want such as 12h or 30d`},
+		{"--retain xd", `--retain: "xd" is no number of days`},
+		{"--retain NaNd", `--retain: "NaNd" is no number of days`},
+		{"--retain 1e9d", `--retain: "1e9d" is no number of days`},
+		{"--retain -1d", "--retain -24h0m0s: a time to keep flows cannot be negative"},
+		{"--slice 5s", "--slice 5s: want 1m at least"},
+		{"--slice long", "--slice"},
+		{"--store-threads -1", "--store-threads -1: want a number from 1"},
+		{"--nosuch", "unknown flag: --nosuch"},
+		{"now", `unexpected argument "now"`},
+	} {
+		var stdout, stderr strings.Builder
+		code := run(strings.Fields(test.args), &stdout, &stderr)
+		if code != 2 || stdout.String() != "" || !strings.HasPrefix(stderr.String(), "flowaudit-collector: ") || !strings.Contains(stderr.String(), test.want) ||
+			!strings.HasSuffix(stderr.String(), "\nSee flowaudit-collector --help.\n") {
+			t.Errorf("%s: exit code %d, %q, %q; want 2 and %q", test.args, code, stdout.String(), stderr.String(), test.want)
+		}
+	}
+}
+
+func TestHelpHasExamplesAndEveryFlag(t *testing.T) {
+	var stdout, stderr strings.Builder
+	if code := run([]string{"--help"}, &stdout, &stderr); code != 0 || stderr.String() != "" {
+		t.Fatalf("exit code %d, %q", code, stderr.String())
+	}
+	for _, want := range []string{"Examples:\n", "--data /var/lib/flowaudit --listen :4245", "--retain string", "--data directory", "--tls-client-ca file", "--insecure"} {
+		if !strings.Contains(stdout.String(), want) {
+			t.Errorf("--help does not show %q", want)
+		}
+	}
+}
+
+// TestTheExamplesOfHelpWork: as flags.
+func TestTheExamplesOfHelpWork(t *testing.T) {
+	n := 0
+	for _, line := range strings.Split(strings.ReplaceAll(usage, "\\\n", ""), "\n") {
+		args, is := strings.CutPrefix(strings.TrimSpace(line), "flowaudit-collector --")
+		if !is {
+			continue
+		}
+		n++
+		if _, err := parseFlags("--" + args); err != nil {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+	if n < 2 {
+		t.Errorf("%d examples", n)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	var stdout, stderr strings.Builder
+	if code := run([]string{"--version"}, &stdout, &stderr); code != 0 || stdout.String() != "flowaudit-collector devel\n" {
+		t.Errorf("exit code %d, %q, %q", code, stdout.String(), stderr.String())
+	}
+}
+
+// TestServe: until it is told to stop; what cannot be opened is named.
+func TestServe(t *testing.T) {
+	dir := t.TempDir()
+	log := slog.New(slog.DiscardHandler)
+	db := duckdb.Options{Dir: filepath.Join(dir, "data"), Logger: log}
+	ctx, stop := context.WithCancel(t.Context())
+	o := collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:0"}, Log: log, Listening: func(net.Addr) { stop() }}
+	if err := serve(ctx, o, db); err != nil {
+		t.Error(err)
+	}
+	db.MemoryLimit = "much"
+	if err := serve(t.Context(), o, db); err == nil || !strings.Contains(err.Error(), "memory_limit") {
+		t.Errorf("%v, want an error that names the memory limit", err)
+	}
+	db.MemoryLimit, db.Dir = "", filepath.Join(dir, "data", "x\x00")
+	if err := serve(t.Context(), o, db); err == nil || !strings.Contains(err.Error(), "make store directory") {
+		t.Errorf("%v, want an error about the directory", err)
+	}
+}

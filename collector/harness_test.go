@@ -1,0 +1,316 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/flow"
+	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
+)
+
+// memory is a store of one slice, without merging. The hooks let a test decide
+// when and whether it works; calls that a test does not expect panic.
+type memory struct {
+	store.Store
+	onAppend  func(batches []flow.Batch) error // before anything is kept
+	onFlows   func()                           // after the flows to give were chosen
+	rows      store.Rows
+	queryErr  error
+	flowsErr  error
+	recordErr error         // guarded by mu
+	coverage  flow.Coverage // Since and Until are the question's
+
+	mu       sync.Mutex
+	batches  []flow.Batch
+	requests []store.FlowsRequest
+	changes  []flow.Change
+	groups   [][]uint64 // sequences of each Append
+	closed   bool
+}
+
+func (m *memory) Record(_ context.Context, changes []flow.Change) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.recordErr != nil {
+		return m.recordErr
+	}
+	m.changes = append(m.changes, changes...)
+	return nil
+}
+
+func (m *memory) Timeline(_ context.Context, _, _ time.Time, yield func(flow.Change) bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.changes {
+		if !yield(c) {
+			break
+		}
+	}
+	return nil
+}
+
+func (m *memory) Append(_ context.Context, batches []flow.Batch) ([]bool, error) {
+	if m.onAppend != nil {
+		if err := m.onAppend(batches); err != nil {
+			return nil, err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	duplicate := make([]bool, len(batches))
+	var group []uint64
+	for i, b := range batches {
+		group = append(group, b.Key.Sequence)
+		if duplicate[i] = slices.ContainsFunc(m.batches, func(o flow.Batch) bool { return o.Key == b.Key }); !duplicate[i] {
+			m.batches = append(m.batches, b)
+		}
+	}
+	m.groups = append(m.groups, group)
+	return duplicate, nil
+}
+
+func (m *memory) matching(filter *flow.Filter) []flow.Flow {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []flow.Flow
+	for _, b := range m.batches {
+		for _, f := range b.Flows {
+			if filter.Matches(&f) {
+				out = append(out, f)
+			}
+		}
+	}
+	return out
+}
+
+func (m *memory) Flows(_ context.Context, req store.FlowsRequest, yield func(flow.Flow) bool) error {
+	if m.flowsErr != nil {
+		return m.flowsErr
+	}
+	m.mu.Lock()
+	m.requests = append(m.requests, req)
+	m.mu.Unlock()
+	flows := m.matching(&req.Filter)
+	if m.onFlows != nil {
+		m.onFlows()
+	}
+	for _, f := range flows {
+		if !yield(f) {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (m *memory) Count(_ context.Context, filter flow.Filter) (flows, connections uint64, err error) {
+	for _, f := range m.matching(&filter) {
+		flows++
+		connections += f.Connections
+	}
+	return flows, connections, nil
+}
+
+func (m *memory) Query(context.Context, string, map[string]string) (store.Rows, error) {
+	return m.rows, m.queryErr
+}
+
+func (m *memory) Coverage(_ context.Context, since, until time.Time) (flow.Coverage, error) {
+	c := m.coverage
+	c.Since, c.Until = since, until
+	return c, nil
+}
+
+func (m *memory) Stats(context.Context) (store.Stats, error) {
+	s := store.Stats{Kind: "memory", Bytes: 7}
+	for _, f := range m.matching(&flow.Filter{}) {
+		s.Flows++
+		if s.Oldest.IsZero() || f.Start.Before(s.Oldest) {
+			s.Oldest = f.Start
+		}
+	}
+	return s, nil
+}
+
+func (m *memory) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+	return nil
+}
+
+func (m *memory) stored() []uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []uint64
+	for _, b := range m.batches {
+		out = append(out, b.Key.Sequence)
+	}
+	return out
+}
+
+// running is a collector that serves in process.
+type running struct {
+	*collector
+	conn *grpc.ClientConn
+	stop context.CancelFunc
+	done chan error
+}
+
+// serve starts a collector; it is stopped at the test's end at the latest. In a
+// synctest bubble the test must call close.
+func serve(t *testing.T, s store.Store) *running {
+	t.Helper()
+	listener := bufconn.Listen(1 << 20)
+	c, err := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Version: "1.2.3", Cluster: "c"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &running{collector: c, done: make(chan error, 1)}
+	ctx, stop := context.WithCancel(t.Context())
+	r.stop = stop
+	go func() { r.done <- r.serve(ctx, listener, insecure.NewCredentials()) }()
+	conn, err := grpc.NewClient("passthrough:collector",
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.conn = conn
+	return r
+}
+
+func (r *running) close(t *testing.T) {
+	t.Helper()
+	_ = r.conn.Close() // a test may have closed it
+	r.stop()
+	if err := <-r.done; err != nil {
+		t.Errorf("the collector ended with %v", err)
+	}
+}
+
+func (r *running) ingest() flowauditv1.IngestClient { return flowauditv1.NewIngestClient(r.conn) }
+func (r *running) query() flowauditv1.QueryClient   { return flowauditv1.NewQueryClient(r.conn) }
+
+// report opens an agent's stream.
+func (r *running) report(t *testing.T) flowauditv1.Ingest_ReportClient {
+	t.Helper()
+	stream, err := r.ingest().Report(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream
+}
+
+// send sends batches; the stream's end tells what goes wrong.
+func send(t *testing.T, stream flowauditv1.Ingest_ReportClient, batches ...flow.Batch) {
+	t.Helper()
+	for _, b := range batches {
+		if err := stream.Send(flowauditv1.FromBatch(&b)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func receiveAck(t *testing.T, stream flowauditv1.Ingest_ReportClient) *flowauditv1.Ack {
+	t.Helper()
+	ack, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ack
+}
+
+// keep sends batches and waits until they are acknowledged.
+func (r *running) keep(t *testing.T, batches ...flow.Batch) {
+	t.Helper()
+	stream := r.report(t)
+	send(t, stream, batches...)
+	for range batches {
+		if ack := receiveAck(t, stream); ack.GetRefused() || ack.GetRejected() > 0 {
+			t.Fatalf("not all was taken: %v", ack)
+		}
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// batchOf is a batch of node-1's agent.
+func batchOf(sequence uint64, flows ...flow.Flow) flow.Batch {
+	return batchFrom("node-1", sequence, flows...)
+}
+
+func batchFrom(node string, sequence uint64, flows ...flow.Flow) flow.Batch {
+	now := time.Now()
+	for i := range flows {
+		flows[i].Node = node
+	}
+	return flow.Batch{
+		Key: flow.BatchKey{Cluster: "c", Instance: node, Epoch: 1, Sequence: sequence}, Node: node,
+		Start: now, End: now.Add(10 * time.Second), Flows: flows,
+	}
+}
+
+// flowTo is a connection from 10.0.0.1 to 10.0.0.2 that has just been seen.
+func flowTo(port uint16, verdict flow.Verdict) flow.Flow {
+	now := time.Now().Truncate(time.Millisecond)
+	return flow.Flow{
+		Key: flow.Key{
+			Protocol: flow.TCP, Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), Port: port,
+			Verdict: verdict, Direction: flow.DirectionEgress,
+		},
+		Start: now, End: now.Add(time.Second), Cluster: "c", Connections: 1,
+	}
+}
+
+// denied gives n flows to ports from 1.
+func denied(n int) []flow.Flow {
+	out := make([]flow.Flow, n)
+	for i := range out {
+		out[i] = flowTo(uint16(i+1), flow.VerdictDenied)
+	}
+	return out
+}
+
+func ports(flows []flow.Flow) []uint16 {
+	var out []uint16
+	for _, f := range flows {
+		out = append(out, f.Port)
+	}
+	return out
+}
+
+var errDisk = errors.New("no space left on device")
+
+// names is an index of addresses that never change hands.
+type names map[string]*flow.Endpoint
+
+func (n names) Endpoint(a netip.Addr, _ time.Time) *flow.Endpoint { return n[a.String()] }
+
+func (n names) Holder(a netip.Addr, _, _ time.Time) (*flow.Endpoint, time.Duration) {
+	return n[a.String()], 0
+}
+
+func (names) Complete(e *flow.Endpoint) *flow.Endpoint { return e }
+
+// serviceOf knows one Service, whatever its address.
+type serviceOf struct {
+	names
+	service *flow.Service
+}
+
+func (s serviceOf) Service(netip.Addr, uint16, flow.Protocol, time.Time) *flow.Service {
+	return s.service
+}

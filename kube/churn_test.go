@@ -1,0 +1,132 @@
+package kube
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// The churn that names must stand: 200 pods a second on 1,000 addresses, each
+// taken over as soon as it is free, and a million flows.
+const (
+	churnAddrs = 1_000
+	churnPods  = 20_000
+	churnFlows = 1_000_000
+	churnLife  = 5.0 // seconds
+)
+
+// step is something that happens at a time.
+type step struct {
+	at float64
+	do func(at float64)
+}
+
+type steps []step
+
+func (s steps) Len() int           { return len(s) }
+func (s steps) Less(i, j int) bool { return s[i].at < s[j].at }
+func (s steps) Swap(i, j int)      { s[i], s[j] = s[j], s[i] }
+func (s *steps) Push(x any)        { *s = append(*s, x.(step)) }
+func (s *steps) Pop() any {
+	last := (*s)[len(*s)-1]
+	*s = (*s)[:len(*s)-1]
+	return last
+}
+
+// turmoil is a cluster whose pods take over each other's addresses, as an API
+// server tells of it: late, in whole seconds, and in the order of its changes.
+type turmoil struct {
+	*stage
+	random *rand.Rand
+	plan   steps
+	heard  float64 // when the last change reaches the index
+	pods   int     // so far
+	counts map[string]int
+	wrong  []string
+}
+
+func (c *turmoil) between(a, b float64) float64 { return a + c.random.Float64()*(b-a) }
+
+// tell makes a change reach the index some time after it happened.
+func (c *turmoil) tell(at float64, do func(at float64)) {
+	heap.Push(&c.plan, step{at, func(at float64) {
+		c.heard = max(c.heard, at+c.between(0.001, 0.15))
+		heap.Push(&c.plan, step{c.heard, do})
+	}})
+}
+
+// pod lives on an address from a time on. The next one follows when it is free.
+func (c *turmoil) pod(addr netip.Addr, start float64) {
+	if c.pods == churnPods {
+		return
+	}
+	c.pods++
+	name, end := fmt.Sprintf("pod-%d", c.pods), start+c.between(0.5, 1.5)*churnLife
+	p := runs(name, addr.String(), start)
+	c.tell(start+c.between(0.01, 0.5), func(at float64) { c.set(at, p) })
+	for range churnFlows / churnPods {
+		at := c.between(start, end)
+		heap.Push(&c.plan, step{at, func(now float64) { c.flow(addr, at, now, name) }})
+	}
+	switch how := c.random.IntN(10); {
+	case how < 6: // asked to end, as a rollout does
+		asked := end - c.between(0.2, 1.5)
+		c.tell(asked, func(at float64) { c.set(at, terminating(p, asked)) })
+		last := finished(terminating(p, asked), end)
+		c.tell(end+c.between(0.01, 0.2), func(at float64) { c.set(at, last) })
+		c.tell(end+c.between(0.2, 0.5), func(at float64) { c.gone(at, last) })
+	case how < 8: // deleted by force, before or after its network is gone
+		c.tell(end+c.between(-0.05, 0.3), func(at float64) { c.gone(at, p) })
+	default: // completed, and kept for a while
+		last := finished(p, end)
+		c.tell(end+c.between(0.01, 0.3), func(at float64) { c.set(at, last) })
+		c.tell(end+5, func(at float64) { c.gone(at, last) })
+	}
+	heap.Push(&c.plan, step{end + c.between(0.001, 0.3), func(at float64) { c.pod(addr, at) }})
+}
+
+// flow asks who had an address, and again as long as news may come.
+func (c *turmoil) flow(addr netip.Addr, at, now float64, want string) {
+	e, news := c.Holder(addr, sec(at), sec(at))
+	if due := at + news.Seconds(); now < due {
+		heap.Push(&c.plan, step{due, func(now float64) { c.flow(addr, at, now, want) }})
+		return
+	}
+	switch {
+	case e.Kind == flow.EndpointPod && e.Pod == want:
+		c.counts["named"]++
+	case e.Kind == flow.EndpointAmbiguous || e.Kind == flow.EndpointUnknown:
+		c.counts[e.Kind.String()]++
+	default:
+		c.wrong = append(c.wrong, fmt.Sprintf("%s at %.3f s is %s's, and named %s %s at %.3f s", addr, at, want, e.Kind, e.Pod, now))
+	}
+}
+
+func TestChurnNamesNobodyWrongly(t *testing.T) {
+	c := &turmoil{stage: newStage(t), random: rand.New(rand.NewPCG(7, 11)), counts: make(map[string]int)}
+	for i := range churnAddrs {
+		addr := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
+		heap.Push(&c.plan, step{c.between(0, churnLife), func(at float64) { c.pod(addr, at) }})
+	}
+	began := time.Now()
+	for len(c.plan) > 0 {
+		s := heap.Pop(&c.plan).(step)
+		s.do(s.at)
+	}
+	t.Logf("%v wrong %d, in %s", c.counts, len(c.wrong), time.Since(began).Round(time.Millisecond))
+	if len(c.wrong) > 0 {
+		t.Errorf("%d named wrongly, such as %s", len(c.wrong), c.wrong[0])
+	}
+	total := c.counts["named"] + c.counts["ambiguous"] + c.counts["unknown"] + len(c.wrong)
+	if total != churnFlows || (c.counts["named"]+c.counts["ambiguous"])*1000 < total*999 {
+		t.Errorf("of %d flows %v: want 99.9 %% named or ambiguous", total, c.counts)
+	}
+	if c.counts["named"]*2 < total {
+		t.Errorf("of %d flows only %d are named", total, c.counts["named"])
+	}
+}
