@@ -59,7 +59,7 @@ func TestADenialThatAPluginTells(t *testing.T) {
 func TestADenialBetweenLocalPodsHasTheRefusingSide(t *testing.T) {
 	s := newScene(nil)
 	s.tell(0, web, db, 4000, flow.VerdictDenied, ingress)
-	flows := newNaming(s.window).take(s.earlyFlows(), clock(1))
+	flows := newNaming(s.window).take(s.earlyFlows(), clock(1), time.Time{})
 	if len(flows) != 1 || flows[0].Direction != flow.DirectionIngress {
 		t.Errorf("flows %+v, want one that is ingress", flows)
 	}
