@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -38,7 +39,7 @@ func TestADenialThatAPluginTells(t *testing.T) {
 		Direction: flow.DirectionEgress, Policies: []flow.PolicyRef{webPolicy}, Source: named, Destination: named,
 	}))
 	s.tell(1, web, out, 4000, flow.VerdictDenied, told(flow.Told{Policies: []flow.PolicyRef{webPolicy, dbPolicy}, Packets: 5}))
-	flows := newNaming(s.window).take(s.earlyFlows(), clock(1))
+	flows := newNaming(s.window).take(s.earlyFlows(), clock(1), time.Time{})
 	wantRows(t, flows, row{web, out, 3306, flow.VerdictDenied, flow.ReasonLogged, 1, 0})
 	f := flows[0]
 	if !slices.Equal(f.Policies, []flow.PolicyRef{webPolicy, dbPolicy}) {
@@ -58,7 +59,7 @@ func TestADenialThatAPluginTells(t *testing.T) {
 func TestADenialBetweenLocalPodsHasTheRefusingSide(t *testing.T) {
 	s := newScene(nil)
 	s.tell(0, web, db, 4000, flow.VerdictDenied, ingress)
-	flows := newNaming(s.window).take(s.earlyFlows(), clock(1))
+	flows := newNaming(s.window).take(s.earlyFlows(), clock(1), time.Time{})
 	if len(flows) != 1 || flows[0].Direction != flow.DirectionIngress {
 		t.Errorf("flows %+v, want one that is ingress", flows)
 	}

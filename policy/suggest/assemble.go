@@ -153,11 +153,8 @@ func (a *assembly) podRules(n needs) []built {
 	for key, j := range byPorts {
 		slices.SortFunc(j.groups, compareGroups)
 		for _, g := range j.groups {
-			peer := a.peer(g)
-			if !slices.ContainsFunc(j.peers, func(known networkingv1.NetworkPolicyPeer) bool { return samePeer(&known, &peer) }) {
-				j.peers = append(j.peers, peer)
-			}
-			if !a.coarse {
+			j.peers = append(j.peers, a.peer(g))
+			if !a.coarse { // there one group stands for its namespace
 				j.reasons = append(j.reasons, strings.Join(g.names(), ", "))
 			}
 		}
@@ -186,13 +183,6 @@ func (a *assembly) peer(g *group) networkingv1.NetworkPolicyPeer {
 		p.PodSelector = nil
 	}
 	return p
-}
-
-func samePeer(a, b *networkingv1.NetworkPolicyPeer) bool {
-	text := func(p *networkingv1.NetworkPolicyPeer) string {
-		return fmt.Sprint(p.IPBlock, metav1.FormatLabelSelector(p.NamespaceSelector), metav1.FormatLabelSelector(p.PodSelector))
-	}
-	return text(a) == text(b)
 }
 
 // addressRules joins the addresses of each kind and region, and the ports that
