@@ -107,7 +107,8 @@ func TestAllowancesThatAPluginTells(t *testing.T) {
 				s.track(far, db, 4000, 3306).say(5, flow.EventNew, nil)
 				s.tell(5, far, db, 4000, flow.VerdictAllowed, ingress)
 			},
-			nil, []row{{far, db, 3306, flow.VerdictAllowed, flow.ReasonLogged, 1, 0}},
+			nil,
+			[]row{{far, db, 3306, flow.VerdictAllowed, flow.ReasonLogged, 1, 0}},
 		},
 		{
 			"what was let out and has no reply is unanswered, once", true,
@@ -115,7 +116,8 @@ func TestAllowancesThatAPluginTells(t *testing.T) {
 				s.tell(5, web, far, 4000, flow.VerdictAllowed, egress)
 				s.track(web, far, 4000, 3306).say(5, flow.EventNew, nil)
 			},
-			nil, []row{{web, far, 3306, flow.VerdictUnanswered, flow.ReasonNoReply, 1, 0}},
+			nil,
+			[]row{{web, far, 3306, flow.VerdictUnanswered, flow.ReasonNoReply, 1, 0}},
 		},
 		{
 			"without conntrack it is counted at once", false,
