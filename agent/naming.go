@@ -115,7 +115,16 @@ func (n *naming) unsettled(f flow.Flow, now time.Time) flow.Flow {
 func (n *naming) name(f *flow.Flow) (due time.Time) {
 	src, a := n.names.Holder(f.Src, f.NamedFrom, f.NamedTo)
 	dst, b := n.names.Holder(f.Dst, f.NamedFrom, f.NamedTo)
-	f.Source, f.Destination = src, dst
-	f.Direction = n.window.direction(src, dst)
+	// Where we know nobody a plugin may have named the end.
+	if !unknown(src) {
+		f.Source = src
+	}
+	if !unknown(dst) {
+		f.Destination = dst
+	}
+	told := f.Verdict == flow.VerdictDenied && f.Direction != flow.DirectionUnknown && n.window.local(f.Source) && n.window.local(f.Destination)
+	if d := n.window.direction(f.Source, f.Destination); d != flow.DirectionUnknown && !told {
+		f.Direction = d
+	}
 	return f.NamedTo.Add(max(a, b))
 }

@@ -38,7 +38,7 @@ func (d *decoding) document() {
 		}
 	}
 	if !bytes.Equal(bytes.TrimSpace(raw), []byte("null")) { // which is comments only
-		d.object(raw, "")
+		d.object(raw, "", metav1.TypeMeta{})
 	}
 }
 
@@ -59,8 +59,9 @@ func (d *decoding) broken(err error) {
 	d.problems = append(d.problems, Problem{File: d.source.file, Line: line, Text: "is no YAML: " + text})
 }
 
-// object reads one object, or the items of a List; path is where it is.
-func (d *decoding) object(raw []byte, path string) {
+// object reads one object, or the items of a List; path is where it is. The
+// items of a list of one kind, such as PodList, need not name their own.
+func (d *decoding) object(raw []byte, path string, of metav1.TypeMeta) {
 	var meta struct {
 		metav1.TypeMeta `json:",inline"`
 		Metadata        struct {
@@ -75,10 +76,14 @@ func (d *decoding) object(raw []byte, path string) {
 		return
 	}
 	if strings.HasSuffix(meta.Kind, "List") && meta.Items != nil {
+		of = metav1.TypeMeta{APIVersion: meta.APIVersion, Kind: strings.TrimSuffix(meta.Kind, "List")}
 		for i, item := range meta.Items {
-			d.object(item, path+"items["+strconv.Itoa(i)+"].")
+			d.object(item, path+"items["+strconv.Itoa(i)+"].", of)
 		}
 		return
+	}
+	if meta.Kind == "" && meta.APIVersion == "" && of.Kind != "" {
+		meta.TypeMeta = of
 	}
 	who := strings.TrimSpace(meta.Kind + " " + strings.TrimPrefix(meta.Metadata.Namespace+"/"+meta.Metadata.Name, "/"))
 	if meta.Kind == "" || meta.APIVersion == "" {
@@ -122,7 +127,10 @@ func (d *decoding) kind(raw []byte, at place, version, kind, who string) {
 			s.template(kind, w, w.Spec.Template, w.Spec.Selector)
 		})
 	case "batch/v1 CronJob":
-		read(d, raw, at, who, false, func(s *Snapshot, w *batchv1.CronJob) { s.template(kind, w, w.Spec.JobTemplate.Spec.Template, nil) })
+		read(d, raw, at, who, false, func(s *Snapshot, w *batchv1.CronJob) {
+			s.CronJobs = append(s.CronJobs, w)
+			s.template(kind, w, w.Spec.JobTemplate.Spec.Template, nil)
+		})
 	case "extensions/v1beta1 NetworkPolicy":
 		d.problem(place{source: at.source, path: at.path, field: "apiVersion"}, who, errors.New("is not served any more: write networking.k8s.io/v1"))
 	default:

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -21,6 +22,7 @@ import (
 type Snapshot struct {
 	*Objects
 	DaemonSets []*appsv1.DaemonSet
+	CronJobs   []*batchv1.CronJob
 	// Problems are documents and objects that could not be used.
 	Problems []Problem
 	// OtherPolicies are policies of other kinds than the NetworkPolicy of
@@ -116,6 +118,7 @@ func (f manifestFile) read(stdin io.Reader) ([]byte, error) {
 
 func manifestFiles(paths []string) ([]manifestFile, error) {
 	var files []manifestFile
+	seen := make(map[string]bool)
 	for _, path := range paths {
 		if path == "-" {
 			files = append(files, manifestFile{path: path})
@@ -148,7 +151,12 @@ func manifestFiles(paths []string) ([]manifestFile, error) {
 			return nil, err
 		}
 	}
-	return files, nil
+	return slices.DeleteFunc(files, func(f manifestFile) bool {
+		path := filepath.Clean(f.path)
+		again := seen[path]
+		seen[path] = true
+		return again
+	}), nil
 }
 
 // addFile reads a file's documents, several at a time, and keeps their order.

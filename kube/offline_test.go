@@ -94,6 +94,7 @@ func TestProblems(t *testing.T) {
 		{"an item of a List", "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Namespace\n  metadata: {nam: x}\n", "-:6: Namespace: metadata: metadata.name is missing"},
 		{"kinds of no concern", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n", ""},
 		{"a pod's newer field", "apiVersion: v1\nkind: Pod\nmetadata: {name: c}\nspec: {fieldOfTomorrow: 1}\n", ""},
+		{"a list of one kind", `{"apiVersion": "v1", "kind": "PodList", "items": [{"metadata": {"name": "a"}}, {"metadata": {}}]}`, "-:1: Pod: metadata: metadata.name is missing"},
 		{"an empty list", "apiVersion: v1\nkind: List\nitems: []\n", ""},
 		{"comments", "# only\n---\n# these\n", ""},
 	} {
@@ -148,6 +149,7 @@ func TestLoad(t *testing.T) {
 		paths []string
 	}{
 		{"default/a default/b default/c", []string{dir}},
+		{"default/a default/b default/c", []string{dir, dir + "/sub/../a.yaml", dir + "/sub"}}, // each once
 		{"default/in default/e", []string{"-", filepath.Join(dir, "notes.txt")}},
 		{"read manifests: stat " + dir + "/none: no such file or directory", []string{dir + "/none"}},
 	} {

@@ -124,3 +124,29 @@ func names(refs []flow.PolicyRef) []string {
 	}
 	return out
 }
+
+// What the documentation shows is what the program says.
+func TestDocumentedOutput(t *testing.T) {
+	t.Chdir("../..")
+	shown := 0
+	for _, page := range []string{"README.md", "docs/policy.md"} {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, block := range strings.Split(string(text), "```\n") {
+			command, want, is := strings.Cut(block, "\n")
+			args, ours := strings.CutPrefix(command, "$ flowaudit policy ")
+			if !is || !ours {
+				continue
+			}
+			shown++
+			if got := invoke("", append([]string{"policy"}, strings.Fields(args)...)...); got.stdout != want || got.stderr != "" {
+				t.Errorf("%s: %s says\n%s%s\nnot\n%s", page, command, got.stdout, got.stderr, want)
+			}
+		}
+	}
+	if shown < 3 {
+		t.Errorf("%d commands with their output were found, want 3", shown)
+	}
+}

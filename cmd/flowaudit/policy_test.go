@@ -1,11 +1,13 @@
 package main
 
 import (
+	"encoding/csv"
 	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 const fleet = "testdata/policy/fleet"
@@ -275,5 +277,61 @@ func TestPolicyCompletion(t *testing.T) {
 		if got := invoke("", append([]string{"__complete"}, strings.Split(c.args, " ")...)...); got.stdout != c.want {
 			t.Errorf("%s completes to %q", c.args, got.stdout)
 		}
+	}
+}
+
+// FuzzPolicyEval: whatever a table holds, each of its rows gets an answer, or
+// the table is refused.
+func FuzzPolicyEval(f *testing.F) {
+	f.Add("src,dst,protocol,port\nops/prom-0,shop/db,tcp,3306\n10.244.1.1,fd00::1,udp,\n")
+	f.Add("port,src,dst,protocol\n\"1,2\",\"a\"\"b\",/,\n\n::1%x,/,999,0\n")
+	f.Fuzz(func(t *testing.T, table string) {
+		got := invoke(table, "policy", "eval", "--manifests", fleet, "--connections", "-")
+		if got.code == exitError {
+			return
+		}
+		in := csv.NewReader(strings.NewReader(strings.TrimPrefix(table, "\xef\xbb\xbf")))
+		in.FieldsPerRecord, in.LazyQuotes = -1, true
+		asked, err := in.ReadAll()
+		if err != nil {
+			t.Fatal(err)
+		}
+		answers, err := csv.NewReader(strings.NewReader(got.stdout)).ReadAll()
+		if err != nil || len(answers) != len(asked) {
+			t.Fatalf("%d rows for %d (%v):\n%s", len(answers), len(asked), err, got.stdout)
+		}
+		unknown := 0
+		for _, a := range answers {
+			if a[4] == "unknown" {
+				unknown++
+			}
+		}
+		if (unknown > 0) != (got.code == exitUndecided) || strings.Count(got.stderr, "\n") < unknown {
+			t.Errorf("exit %d with %d unknown rows: %s", got.code, unknown, got.stderr)
+		}
+	})
+}
+
+func TestProgress(t *testing.T) {
+	var out strings.Builder
+	now := time.Unix(0, 0)
+	p := newProgress(environment{stderr: &out, stderrTerminal: true, now: func() time.Time { return now }}, "reading")
+	p.show(1, 10)
+	now = now.Add(time.Second)
+	p.show(5, 10)
+	p.show(6, 10) // too soon
+	now = now.Add(time.Second)
+	p.show(7, 0)
+	p.clear()
+	p.clear()
+	if want := "\r\x1b[Kreading: 50 %\r\x1b[Kreading: 7\r\x1b[K"; out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
+	out.Reset()
+	p = newProgress(environment{stderr: &out, now: func() time.Time { return now }}, "reading")
+	now = now.Add(time.Hour)
+	p.show(5, 10)
+	if p.clear(); out.Len() > 0 {
+		t.Errorf("without a terminal it says %q", out.String())
 	}
 }

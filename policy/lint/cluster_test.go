@@ -103,3 +103,22 @@ func TestSeverityIsReadBack(t *testing.T) {
 		t.Error("fatal is a severity")
 	}
 }
+
+// FuzzCheck: no objects make it panic, and each finding is of a rule and says
+// what and what to do.
+func FuzzCheck(f *testing.F) {
+	f.Add(scene + np("p", "podSelector: {matchLabels: {app: db}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}, {}], ports: [{port: http, endPort: 3}]}]"))
+	f.Add(np("p", "podSelector: {matchExpressions: [{key: a, operator: In, values: [b]}]}, ingress: [{from: [{namespaceSelector: {}}, {podSelector: {matchLabels: {a: b}}}]}]") + np("q", "podSelector: {}, ingress: [{ports: [{endPort: 7}]}]"))
+	titles := make(map[string]bool)
+	for _, r := range lint.Rules() {
+		titles[r.Code] = true
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		o, _ := objects(t, text)
+		for _, f := range lint.Check(o) {
+			if !titles[f.Code] || f.Message == "" || f.Fix == "" || f.Name == "" {
+				t.Errorf("%+v", f)
+			}
+		}
+	})
+}

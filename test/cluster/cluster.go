@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -148,7 +149,7 @@ func (c *Cluster) makeNodes() error {
 			return err
 		}
 	}
-	return route(c.Nodes)
+	return route(c.plane, c.Nodes)
 }
 
 // Close stops and removes everything.
@@ -171,6 +172,9 @@ func (c *Cluster) Plane() *netlab.Namespace { return c.plane.ns }
 // Admin is the kubeconfig of a user who may do everything.
 func (c *Cluster) Admin() string { return c.plane.admin }
 
+// AuditLog is a file with the requests of service accounts, one a line.
+func (c *Cluster) AuditLog() string { return c.plane.auditLog() }
+
 // StopAPI ends the API server at once, as a crash does. What is in etcd stays.
 func (c *Cluster) StopAPI() error { return c.plane.processes["kube-apiserver"].Kill() }
 
@@ -179,13 +183,18 @@ func (c *Cluster) StartAPI(ctx context.Context) error { return c.plane.startAPI(
 
 // Kubectl runs kubectl as admin, with what it reads from standard input.
 func (c *Cluster) Kubectl(ctx context.Context, input string, args ...string) (string, error) {
-	cmd := c.plane.ns.Command(ctx, c.plane.binary("kubectl"), append([]string{"--kubeconfig", c.plane.admin}, args...)...)
+	cmd := c.KubectlCommand(ctx, args...)
 	cmd.Stdin = strings.NewReader(input)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, out)
 	}
 	return string(out), nil
+}
+
+// KubectlCommand prepares kubectl as admin.
+func (c *Cluster) KubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
+	return c.plane.ns.Command(ctx, c.plane.binary("kubectl"), append([]string{"--kubeconfig", c.plane.admin}, args...)...)
 }
 
 // Apply creates or changes the objects of YAML documents.

@@ -47,7 +47,7 @@ func (c *Cluster) AddMachines(ctx context.Context, n int, images ...image.Image)
 		}
 	}
 	added := c.Machines[first:]
-	if err := route(c.all()); err != nil {
+	if err := route(c.plane, c.all()); err != nil {
 		return nil, err
 	}
 	for _, node := range added {

@@ -37,12 +37,12 @@ type Node struct {
 }
 
 func (n *Node) podCIDRs() []string {
-	return []string{fmt.Sprintf("10.244.%d.0/24", n.number), fmt.Sprintf("fd00:244:%d::/64", n.number)}
+	return []string{fmt.Sprintf("10.244.%d.0/20", 16*n.number), fmt.Sprintf("fd00:244:%d::/64", n.number)}
 }
 
 // podAddrs are the addresses of a host number in the node's pod networks.
 func (n *Node) podAddrs(host byte) (v4, v6 netip.Addr) {
-	return netip.AddrFrom4([4]byte{10, 244, byte(n.number), host}), netip.MustParseAddr(fmt.Sprintf("fd00:244:%d::%x", n.number, host))
+	return netip.AddrFrom4([4]byte{10, 244, byte(16 * n.number), host}), netip.MustParseAddr(fmt.Sprintf("fd00:244:%d::%x", n.number, host))
 }
 
 // newNode makes the namespace and joins it to the control plane's bridge.
@@ -73,20 +73,45 @@ func newNode(p *plane, number int) (*Node, error) {
 	return n, errors.Join(err, p.ns.IP("link", "set", port, "master", "br0"))
 }
 
-// route leads each node's pod networks to the node.
-func route(nodes []*Node) error {
-	for _, from := range nodes {
-		for _, to := range nodes {
+// route leads each node's pod networks to the node, also from the control plane.
+func route(p *plane, nodes []*Node) error {
+	for _, to := range nodes {
+		cidrs := to.podCIDRs()
+		routes := []string{"route replace " + cidrs[0] + " via " + to.IPv4.String(), "route replace " + cidrs[1] + " via " + to.IPv6.String()}
+		if err := p.ns.Batch(routes...); err != nil {
+			return err
+		}
+		for _, from := range nodes {
 			if from == to {
 				continue
 			}
-			cidrs := to.podCIDRs()
-			if err := from.Batch("route replace "+cidrs[0]+" via "+to.IPv4.String(), "route replace "+cidrs[1]+" via "+to.IPv6.String()); err != nil {
+			if err := from.Batch(routes...); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+const (
+	outside        = "203.0.113.7"
+	outsideNetwork = "203.0.113.0/24"
+)
+
+// Outside makes a network namespace that is no part of the cluster and reaches
+// the nodes' own addresses. The caller closes it.
+func (c *Cluster) Outside() (ns *netlab.Namespace, addr netip.Addr, err error) {
+	if ns, err = netlab.New("outside"); err != nil {
+		return nil, addr, err
+	}
+	err = errors.Join(
+		netlab.Link(c.plane.ns, "port-outside", nil, ns, "eth0", []string{outside + "/24"}),
+		c.plane.ns.IP("link", "set", "port-outside", "master", "br0"),
+		ns.IP("route", "add", nodeNetwork, "dev", "eth0"))
+	for _, n := range c.all() {
+		err = errors.Join(err, n.IP("route", "replace", outsideNetwork, "dev", "eth0"))
+	}
+	return ns, netip.MustParseAddr(outside), err
 }
 
 func (n *Node) labels() labels.Set {

@@ -22,6 +22,7 @@ import (
 
 // The networks exist in this cluster's namespaces only.
 const (
+	nodeNetwork  = "10.99.0.0/24"
 	apiAddr      = "10.99.0.1"
 	apiAddr6     = "fd99::1"
 	apiURL       = "https://" + apiAddr + ":6443"
@@ -113,8 +114,22 @@ func (p *plane) start(ctx context.Context) error {
 	return p.startAPI(ctx)
 }
 
+// audit keeps what service accounts ask for.
+const audit = `apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived, ResponseStarted]
+rules:
+  - {level: Metadata, userGroups: ["system:serviceaccounts"]}
+  - {level: None}
+`
+
+func (p *plane) auditLog() string { return filepath.Join(p.dir, "audit.log") }
+
 func (p *plane) startAPI(ctx context.Context) error {
 	file := p.authority.path
+	if err := os.WriteFile(filepath.Join(p.dir, "audit.yaml"), []byte(audit), 0o600); err != nil {
+		return fmt.Errorf("write the audit policy: %w", err)
+	}
 	err := p.run("kube-apiserver", p.binary("kube-apiserver"),
 		"--etcd-servers="+etcdURL, "--bind-address="+apiAddr, "--advertise-address="+apiAddr, "--secure-port=6443",
 		"--tls-cert-file="+file("kube-apiserver.crt"), "--tls-private-key-file="+file("kube-apiserver.key"),
@@ -123,7 +138,8 @@ func (p *plane) startAPI(ctx context.Context) error {
 		"--kubelet-client-certificate="+file("admin.crt"), "--kubelet-client-key="+file("admin.key"), "--kubelet-preferred-address-types=InternalIP",
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+file(accountsPub),
 		"--service-account-signing-key-file="+file(accountsKey),
-		"--service-cluster-ip-range="+serviceCIDRs, "--allow-privileged=true", "--profiling=false")
+		"--service-cluster-ip-range="+serviceCIDRs, "--allow-privileged=true", "--profiling=false",
+		"--audit-policy-file="+filepath.Join(p.dir, "audit.yaml"), "--audit-log-path="+p.auditLog())
 	if err != nil {
 		return err
 	}

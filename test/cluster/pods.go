@@ -159,6 +159,31 @@ func running(pod *corev1.Pod, p *Pod) corev1.PodStatus {
 	return s
 }
 
+// Complete ends a pod's containers with success, as those of a Job end. The
+// object stays, with the address that it had.
+func (c *Cluster) Complete(ctx context.Context, p *Pod) error {
+	pods := c.Client.CoreV1().Pods(p.Key.Namespace)
+	pod, err := pods.Get(ctx, p.Key.Name, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("complete pod %s: %w", p.Key, err)
+	}
+	pod.Status.Phase = corev1.PodSucceeded
+	for i := range pod.Status.ContainerStatuses {
+		s := &pod.Status.ContainerStatuses[i]
+		s.Ready = false
+		s.State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Reason: "Completed", StartedAt: s.State.Running.StartedAt, FinishedAt: metav1.Now()}}
+	}
+	if _, err := pods.UpdateStatus(ctx, pod, metav1.UpdateOptions{}); err != nil {
+		return fmt.Errorf("complete pod %s: %w", p.Key, err)
+	}
+	return until(ctx, fmt.Sprintf("the end of pod %s", p.Key), func(context.Context) error {
+		if c.dispatch.kubelets[p.Node.Name].get(p.UID) != nil {
+			return errors.New("it runs")
+		}
+		return nil
+	})
+}
+
 // down takes a pod's servers, namespace and addresses away.
 func (k *kubelet) down(uid types.UID) error {
 	k.mu.Lock()

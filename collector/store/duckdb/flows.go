@@ -287,7 +287,7 @@ func scanKey(rows *sql.Rows, id *uint32) (*flow.Flow, error) {
 	}
 	f.Src, f.Dst, f.TranslatedSrc = addrOf(src.addr), addrOf(dst.addr), addrOf(translated)
 	f.Source, f.Destination = src.endpoint(), dst.endpoint()
-	if service.Addr = addrOf(serviceAddr); service.Addr.IsValid() {
+	if service.Addr = addrOf(serviceAddr); service.Addr.IsValid() || service.Name != "" {
 		f.Service = &service
 	}
 	if policies != "" {

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -27,7 +29,11 @@ type Enforcer struct {
 
 	mu      sync.Mutex // one writer of rules
 	written map[string]string
+	synced  time.Time
 }
+
+// catchUp is how far a watch may be behind the API server.
+const catchUp = 500 * time.Millisecond
 
 // Start writes rules until the context ends.
 func Start(ctx context.Context, client kubernetes.Interface, nodes map[string]Node, o Options) (*Enforcer, error) {
@@ -39,16 +45,33 @@ func Start(ctx context.Context, client kubernetes.Interface, nodes map[string]No
 		DeleteFunc: func(any) { notify(changed) },
 	}
 	factory := informers.NewSharedInformerFactory(client, 0)
-	for _, informer := range []cache.SharedIndexInformer{
-		factory.Core().V1().Pods().Informer(), factory.Core().V1().Namespaces().Informer(), factory.Networking().V1().NetworkPolicies().Informer(),
-	} {
+	pods, namespaces, policies := factory.Core().V1().Pods(), factory.Core().V1().Namespaces(), factory.Networking().V1().NetworkPolicies()
+	for _, informer := range []cache.SharedIndexInformer{pods.Informer(), namespaces.Informer(), policies.Informer()} {
 		if _, err := informer.AddEventHandler(changes); err != nil {
 			return nil, fmt.Errorf("watch the cluster: %w", err)
 		}
 	}
 	factory.Start(ctx.Done())
-	go e.follow(ctx, changed)
+	go follow(ctx, changed, func() {
+		// Rules of an older state must not follow those of Sync.
+		time.Sleep(time.Until(e.lastSync().Add(catchUp)))
+		s := State{
+			Pods:       cached[corev1.Pod](pods.Informer().GetStore()),
+			Namespaces: cached[corev1.Namespace](namespaces.Informer().GetStore()),
+			Policies:   cached[networkingv1.NetworkPolicy](policies.Informer().GetStore()),
+		}
+		_ = e.write(s) // the next Sync tells of it
+	})
 	return e, e.Sync(ctx)
+}
+
+// cached are the objects of a watch.
+func cached[T any](store cache.Store) []T {
+	var all []T
+	for _, object := range store.List() {
+		all = append(all, *object.(*T))
+	}
+	return all
 }
 
 func notify(changed chan struct{}) {
@@ -59,7 +82,7 @@ func notify(changed chan struct{}) {
 }
 
 // follow joins changes that come together.
-func (e *Enforcer) follow(ctx context.Context, changed <-chan struct{}) {
+func follow(ctx context.Context, changed <-chan struct{}, write func()) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -71,7 +94,7 @@ func (e *Enforcer) follow(ctx context.Context, changed <-chan struct{}) {
 			return
 		case <-time.After(100 * time.Millisecond):
 		}
-		_ = e.Sync(ctx) // with the API server away, the rules stay as they are
+		write()
 	}
 }
 
@@ -86,12 +109,25 @@ func (e *Enforcer) Add(ctx context.Context, name string, n Node) error {
 // Sync writes the rules of what the API server has now. When it returns they
 // are in force.
 func (e *Enforcer) Sync(ctx context.Context) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	s, err := e.state(ctx)
 	if err != nil {
 		return err
 	}
+	e.mu.Lock()
+	e.synced = time.Now()
+	e.mu.Unlock()
+	return e.write(s)
+}
+
+func (e *Enforcer) lastSync() time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.synced
+}
+
+func (e *Enforcer) write(s State) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	var errs []error
 	for name, node := range e.nodes {
 		rules, err := Rules(name, s, e.options)

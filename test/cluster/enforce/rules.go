@@ -36,6 +36,9 @@ const table = "flowaudit-test-policies"
 func Rules(node string, s State, o Options) (string, error) {
 	w := &writer{state: s, options: o}
 	fmt.Fprintf(&w.forward, "\t\tct state established,related accept\n\t\ticmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept\n")
+	slices.SortFunc(s.Pods, func(a, b corev1.Pod) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
 	for i := range s.Pods {
 		if p := &s.Pods[i]; p.Spec.NodeName == node && hasNetwork(p) {
 			w.pod(p)
