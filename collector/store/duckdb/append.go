@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/flowaudit/flowaudit/collector/store/columns"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -143,7 +144,7 @@ func (b *batchIDs) key(f *flow.Flow) uint32 {
 		k.translated, _ = b.dict.translated.id(f.TranslatedSrc)
 	}
 	if len(f.Policies) > 0 {
-		k.policies, _ = b.dict.policies.id(policiesText(f.Policies))
+		k.policies, _ = b.dict.policies.id(columns.PoliciesText(f.Policies))
 	}
 	return b.dict.key(k, f)
 }
@@ -184,7 +185,7 @@ func (d *dictionary) endpointRows() [][]driver.Value {
 	var rows [][]driver.Value
 	for i, k := range d.endpoints.values[d.writtenEndpoints:] {
 		rows = append(rows, []driver.Value{
-			uint32(d.writtenEndpoints + i), addrBytes(k.addr), k.addr.String(), uint8(k.kind), k.namespace, k.pod, k.workloadKind, k.workload, k.node,
+			uint32(d.writtenEndpoints + i), columns.AddrBytes(k.addr), k.addr.String(), uint8(k.kind), k.namespace, k.pod, k.workloadKind, k.workload, k.node,
 			k.identity, k.labels, k.candidates,
 		})
 	}
@@ -197,8 +198,8 @@ func (d *dictionary) keyRows() [][]driver.Value {
 		o, service := d.origins.values[k.origin], d.services.values[k.service]
 		rows = append(rows, []driver.Value{
 			uint32(d.writtenKeys + i), o.cluster, o.node, uint8(k.protocol), k.src, k.dst, k.port, uint8(k.verdict), uint8(k.direction), uint8(k.reason),
-			uint8(k.expected), uint8(k.assessment), uint8(k.caveat), uint8(k.sources), addrBytes(d.translated.values[k.translated]), addrBytes(service.Addr), addrText(service.Addr), service.Port,
-			service.Namespace, service.Name, d.policies.values[k.policies], d.keyPairs[i],
+			uint8(k.expected), uint8(k.assessment), uint8(k.caveat), uint8(k.sources), columns.AddrBytes(d.translated.values[k.translated]), columns.AddrBytes(service.Addr), addrText(service.Addr), service.Port,
+			service.Namespace, service.Name, d.policies.values[k.policies], columns.PolicyNames(columns.PoliciesOf(d.policies.values[k.policies])), d.keyPairs[i].number, d.keyPairs[i].id,
 		})
 	}
 	return rows

@@ -48,6 +48,8 @@ type Store struct {
 	// read guards the list: queries hold it shared while they use slices.
 	read   sync.RWMutex
 	slices []*slice // by arrival, the last takes writes
+
+	fresh freshness
 }
 
 var _ store.Store = (*Store)(nil)
@@ -110,6 +112,9 @@ func (s *Store) start(ctx context.Context) error {
 	if s.writer, err = newWriter(ctx, s.db); err != nil {
 		return err
 	}
+	if err := s.defineMacros(ctx); err != nil {
+		return err
+	}
 	if err := s.openMonths(ctx); err != nil {
 		return err
 	}
@@ -133,6 +138,7 @@ func (s *Store) configure(ctx context.Context) error {
 	}
 	settings = append(settings,
 		"SET temp_directory = "+quote(filepath.Join(s.o.Dir, "tmp")),
+		"ATTACH ':memory:' AS "+openEdges,
 		"SET enable_external_access = false",
 		"SET lock_configuration = true")
 	for _, q := range settings {

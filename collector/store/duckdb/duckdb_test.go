@@ -1,6 +1,7 @@
 package duckdb
 
 import (
+	"flag"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"github.com/flowaudit/flowaudit/collector/store/storetest"
 	"github.com/flowaudit/flowaudit/flow"
 )
+
+var update = flag.Bool("update", false, "write the golden answers to questions anew")
 
 func open(t *testing.T, dir string, now func() time.Time) *Store {
 	t.Helper()
@@ -31,7 +34,7 @@ func TestStore(t *testing.T) {
 		now := func() time.Time { return storetest.T0.Add(time.Duration(passed.Load())) }
 		s := open(t, dir, now)
 		return storetest.Fixture{
-			Store:   s,
+			Store: s, Update: *update,
 			Advance: func(d time.Duration) { passed.Add(int64(d)) },
 			Reopen: func(t *testing.T) store.Store {
 				if err := s.Close(); err != nil {
