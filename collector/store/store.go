@@ -35,6 +35,12 @@ type Store interface {
 	// Query answers a named question of package queries.
 	Query(ctx context.Context, name string, args map[string]string) (Rows, error)
 
+	// SQL answers one SELECT over the views of queries.Views, in the store's own
+	// dialect. It can change nothing, and read nothing else. An answer of more
+	// rows than maxRows is an error, as is everything that the asker can mend:
+	// these are ErrArgument.
+	SQL(ctx context.Context, text string, maxRows int) (Rows, error)
+
 	// Coverage says how much of the time from since to until each node was
 	// watched. A node that reported at any time within the retention, but not
 	// in that range, is listed with nothing covered.

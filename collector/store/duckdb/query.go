@@ -3,10 +3,11 @@ package duckdb
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"math/big"
 	"time"
+
+	"github.com/duckdb/duckdb-go/v2"
 
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/queries"
@@ -42,14 +43,14 @@ func (s *Store) Query(ctx context.Context, name string, given map[string]string)
 		return store.Rows{}, fmt.Errorf("answer %s: %w", name, err)
 	}
 	defer rows.Close()
-	answer, err := readRows(rows)
+	answer, err := readRows(rows, maxRows)
 	for _, r := range answer.Rows {
 		q.Present(answer.Columns, r)
 	}
 	return answer, err
 }
 
-func readRows(rows *sql.Rows) (out store.Rows, err error) {
+func readRows(rows *sql.Rows, limit int) (out store.Rows, err error) {
 	if out.Columns, err = rows.Columns(); err != nil {
 		return out, err
 	}
@@ -65,8 +66,8 @@ func readRows(rows *sql.Rows) (out store.Rows, err error) {
 		for i := range values {
 			values[i] = plain(values[i])
 		}
-		if len(out.Rows) == maxRows {
-			return out, errors.New("the answer has too many rows: narrow the question")
+		if len(out.Rows) == limit {
+			return out, fmt.Errorf("%w: the answer has more than %d rows: narrow the question", store.ErrArgument, limit)
 		}
 		out.Rows = append(out.Rows, values)
 	}
@@ -98,6 +99,12 @@ func plain(v any) any {
 		return x.UTC()
 	case []byte:
 		return string(x)
+	case nil, string, int64, float64, bool:
+		return v
+	case int:
+		return int64(x)
+	case duckdb.Decimal:
+		return x.Float64()
 	}
-	return v
+	return fmt.Sprint(v)
 }

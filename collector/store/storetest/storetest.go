@@ -53,6 +53,8 @@ func Run(t *testing.T, factory Factory) {
 		"every question":                    questions,
 		"every question, of nothing":        questionsOfNothing,
 		"a question that cannot be asked":   badQuestions,
+		"SQL reads":                         readsSQL,
+		"SQL does nothing else":             onlyReads,
 		"a context that ends":               cancelled,
 		"appending and asking at once":      concurrent,
 		"odd values":                        oddValues,

@@ -695,7 +695,8 @@ type RunResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Columns       []string               `protobuf:"bytes,1,rep,name=columns,proto3" json:"columns,omitempty"` // in the first response only
 	Rows          []*structpb.ListValue  `protobuf:"bytes,2,rep,name=rows,proto3" json:"rows,omitempty"`
-	Coverage      *Coverage              `protobuf:"bytes,3,opt,name=coverage,proto3" json:"coverage,omitempty"` // in the last response only
+	Coverage      *Coverage              `protobuf:"bytes,3,opt,name=coverage,proto3" json:"coverage,omitempty"` // in the last response only; not of SQL
+	Types         []string               `protobuf:"bytes,4,rep,name=types,proto3" json:"types,omitempty"`       // of the columns: string, int, float, bool or time; in the first response only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -751,6 +752,65 @@ func (x *RunResponse) GetCoverage() *Coverage {
 	return nil
 }
 
+func (x *RunResponse) GetTypes() []string {
+	if x != nil {
+		return x.Types
+	}
+	return nil
+}
+
+type SqlRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Query         string                 `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`
+	MaxRows       uint64                 `protobuf:"varint,2,opt,name=max_rows,json=maxRows,proto3" json:"max_rows,omitempty"` // 0 takes the collector's limit; a longer answer is an error
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SqlRequest) Reset() {
+	*x = SqlRequest{}
+	mi := &file_flowaudit_v1_query_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SqlRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SqlRequest) ProtoMessage() {}
+
+func (x *SqlRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flowaudit_v1_query_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SqlRequest.ProtoReflect.Descriptor instead.
+func (*SqlRequest) Descriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SqlRequest) GetQuery() string {
+	if x != nil {
+		return x.Query
+	}
+	return ""
+}
+
+func (x *SqlRequest) GetMaxRows() uint64 {
+	if x != nil {
+		return x.MaxRows
+	}
+	return 0
+}
+
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -759,7 +819,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[10]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -771,7 +831,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[10]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -784,7 +844,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{10}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{11}
 }
 
 type ListResponse struct {
@@ -796,7 +856,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[11]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +868,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[11]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +881,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{11}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListResponse) GetQuestions() []*Question {
@@ -836,13 +896,14 @@ type Question struct {
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"` // the question in one sentence
 	Arguments     []*Argument            `protobuf:"bytes,3,rep,name=arguments,proto3" json:"arguments,omitempty"`
+	Note          string                 `protobuf:"bytes,4,opt,name=note,proto3" json:"note,omitempty"` // what else there is to know; may be empty
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Question) Reset() {
 	*x = Question{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[12]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +915,7 @@ func (x *Question) String() string {
 func (*Question) ProtoMessage() {}
 
 func (x *Question) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[12]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +928,7 @@ func (x *Question) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Question.ProtoReflect.Descriptor instead.
 func (*Question) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{12}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Question) GetName() string {
@@ -891,19 +952,28 @@ func (x *Question) GetArguments() []*Argument {
 	return nil
 }
 
+func (x *Question) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
 type Argument struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"` // string, int, duration, time, address
+	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"` // string, int, since, address
 	Default       string                 `protobuf:"bytes,3,opt,name=default,proto3" json:"default,omitempty"`
 	Required      bool                   `protobuf:"varint,4,opt,name=required,proto3" json:"required,omitempty"`
+	Text          string                 `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
+	Max           int64                  `protobuf:"varint,6,opt,name=max,proto3" json:"max,omitempty"` // of an int; 0 for any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Argument) Reset() {
 	*x = Argument{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[13]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +985,7 @@ func (x *Argument) String() string {
 func (*Argument) ProtoMessage() {}
 
 func (x *Argument) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[13]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +998,7 @@ func (x *Argument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Argument.ProtoReflect.Descriptor instead.
 func (*Argument) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{13}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Argument) GetName() string {
@@ -959,6 +1029,20 @@ func (x *Argument) GetRequired() bool {
 	return false
 }
 
+func (x *Argument) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Argument) GetMax() int64 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -967,7 +1051,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[14]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -979,7 +1063,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[14]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -992,7 +1076,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{14}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{15}
 }
 
 type StatusResponse struct {
@@ -1018,7 +1102,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[15]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1114,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[15]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1127,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{15}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -1171,7 +1255,7 @@ type ClusterState struct {
 
 func (x *ClusterState) Reset() {
 	*x = ClusterState{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1267,7 @@ func (x *ClusterState) String() string {
 func (*ClusterState) ProtoMessage() {}
 
 func (x *ClusterState) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1280,7 @@ func (x *ClusterState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterState.ProtoReflect.Descriptor instead.
 func (*ClusterState) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{16}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ClusterState) GetSource() string {
@@ -1297,7 +1381,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1393,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1406,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{17}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Agent) GetNode() string {
@@ -1476,23 +1560,31 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\targuments\x18\x02 \x03(\v2'.flowaudit.v1.RunRequest.ArgumentsEntryR\targuments\x1a<\n" +
 	"\x0eArgumentsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8b\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa1\x01\n" +
 	"\vRunResponse\x12\x18\n" +
 	"\acolumns\x18\x01 \x03(\tR\acolumns\x12.\n" +
 	"\x04rows\x18\x02 \x03(\v2\x1a.google.protobuf.ListValueR\x04rows\x122\n" +
-	"\bcoverage\x18\x03 \x01(\v2\x16.flowaudit.v1.CoverageR\bcoverage\"\r\n" +
+	"\bcoverage\x18\x03 \x01(\v2\x16.flowaudit.v1.CoverageR\bcoverage\x12\x14\n" +
+	"\x05types\x18\x04 \x03(\tR\x05types\"=\n" +
+	"\n" +
+	"SqlRequest\x12\x14\n" +
+	"\x05query\x18\x01 \x01(\tR\x05query\x12\x19\n" +
+	"\bmax_rows\x18\x02 \x01(\x04R\amaxRows\"\r\n" +
 	"\vListRequest\"D\n" +
 	"\fListResponse\x124\n" +
-	"\tquestions\x18\x01 \x03(\v2\x16.flowaudit.v1.QuestionR\tquestions\"h\n" +
+	"\tquestions\x18\x01 \x03(\v2\x16.flowaudit.v1.QuestionR\tquestions\"|\n" +
 	"\bQuestion\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x124\n" +
-	"\targuments\x18\x03 \x03(\v2\x16.flowaudit.v1.ArgumentR\targuments\"h\n" +
+	"\targuments\x18\x03 \x03(\v2\x16.flowaudit.v1.ArgumentR\targuments\x12\x12\n" +
+	"\x04note\x18\x04 \x01(\tR\x04note\"\x8e\x01\n" +
 	"\bArgument\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
 	"\adefault\x18\x03 \x01(\tR\adefault\x12\x1a\n" +
-	"\brequired\x18\x04 \x01(\bR\brequired\"\x0f\n" +
+	"\brequired\x18\x04 \x01(\bR\brequired\x12\x12\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text\x12\x10\n" +
+	"\x03max\x18\x06 \x01(\x03R\x03max\"\x0f\n" +
 	"\rStatusRequest\"\xbf\x03\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
@@ -1549,10 +1641,11 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\vLABEL_OP_IN\x10\x00\x12\x13\n" +
 	"\x0fLABEL_OP_NOT_IN\x10\x01\x12\x13\n" +
 	"\x0fLABEL_OP_EXISTS\x10\x02\x12\x17\n" +
-	"\x13LABEL_OP_NOT_EXISTS\x10\x032\x93\x02\n" +
+	"\x13LABEL_OP_NOT_EXISTS\x10\x032\xd1\x02\n" +
 	"\x05Query\x12H\n" +
 	"\aObserve\x12\x1c.flowaudit.v1.ObserveRequest\x1a\x1d.flowaudit.v1.ObserveResponse0\x01\x12<\n" +
-	"\x03Run\x12\x18.flowaudit.v1.RunRequest\x1a\x19.flowaudit.v1.RunResponse0\x01\x12=\n" +
+	"\x03Run\x12\x18.flowaudit.v1.RunRequest\x1a\x19.flowaudit.v1.RunResponse0\x01\x12<\n" +
+	"\x03Sql\x12\x18.flowaudit.v1.SqlRequest\x1a\x19.flowaudit.v1.RunResponse0\x01\x12=\n" +
 	"\x04List\x12\x19.flowaudit.v1.ListRequest\x1a\x1a.flowaudit.v1.ListResponse\x12C\n" +
 	"\x06Status\x12\x1b.flowaudit.v1.StatusRequest\x1a\x1c.flowaudit.v1.StatusResponseB?Z=github.com/flowaudit/flowaudit/proto/flowaudit/v1;flowauditv1b\x06proto3"
 
@@ -1569,7 +1662,7 @@ func file_flowaudit_v1_query_proto_rawDescGZIP() []byte {
 }
 
 var file_flowaudit_v1_query_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_flowaudit_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_flowaudit_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_flowaudit_v1_query_proto_goTypes = []any{
 	(LabelOp)(0),               // 0: flowaudit.v1.LabelOp
 	(*PodPrefix)(nil),          // 1: flowaudit.v1.PodPrefix
@@ -1582,23 +1675,24 @@ var file_flowaudit_v1_query_proto_goTypes = []any{
 	(*ObserveResponse)(nil),    // 8: flowaudit.v1.ObserveResponse
 	(*RunRequest)(nil),         // 9: flowaudit.v1.RunRequest
 	(*RunResponse)(nil),        // 10: flowaudit.v1.RunResponse
-	(*ListRequest)(nil),        // 11: flowaudit.v1.ListRequest
-	(*ListResponse)(nil),       // 12: flowaudit.v1.ListResponse
-	(*Question)(nil),           // 13: flowaudit.v1.Question
-	(*Argument)(nil),           // 14: flowaudit.v1.Argument
-	(*StatusRequest)(nil),      // 15: flowaudit.v1.StatusRequest
-	(*StatusResponse)(nil),     // 16: flowaudit.v1.StatusResponse
-	(*ClusterState)(nil),       // 17: flowaudit.v1.ClusterState
-	(*Agent)(nil),              // 18: flowaudit.v1.Agent
-	nil,                        // 19: flowaudit.v1.RunRequest.ArgumentsEntry
-	(Verdict)(0),               // 20: flowaudit.v1.Verdict
-	(Direction)(0),             // 21: flowaudit.v1.Direction
-	(Assessment)(0),            // 22: flowaudit.v1.Assessment
-	(*Flows)(nil),              // 23: flowaudit.v1.Flows
-	(*Coverage)(nil),           // 24: flowaudit.v1.Coverage
-	(*structpb.ListValue)(nil), // 25: google.protobuf.ListValue
-	(Scope)(0),                 // 26: flowaudit.v1.Scope
-	(*Gap)(nil),                // 27: flowaudit.v1.Gap
+	(*SqlRequest)(nil),         // 11: flowaudit.v1.SqlRequest
+	(*ListRequest)(nil),        // 12: flowaudit.v1.ListRequest
+	(*ListResponse)(nil),       // 13: flowaudit.v1.ListResponse
+	(*Question)(nil),           // 14: flowaudit.v1.Question
+	(*Argument)(nil),           // 15: flowaudit.v1.Argument
+	(*StatusRequest)(nil),      // 16: flowaudit.v1.StatusRequest
+	(*StatusResponse)(nil),     // 17: flowaudit.v1.StatusResponse
+	(*ClusterState)(nil),       // 18: flowaudit.v1.ClusterState
+	(*Agent)(nil),              // 19: flowaudit.v1.Agent
+	nil,                        // 20: flowaudit.v1.RunRequest.ArgumentsEntry
+	(Verdict)(0),               // 21: flowaudit.v1.Verdict
+	(Direction)(0),             // 22: flowaudit.v1.Direction
+	(Assessment)(0),            // 23: flowaudit.v1.Assessment
+	(*Flows)(nil),              // 24: flowaudit.v1.Flows
+	(*Coverage)(nil),           // 25: flowaudit.v1.Coverage
+	(*structpb.ListValue)(nil), // 26: google.protobuf.ListValue
+	(Scope)(0),                 // 27: flowaudit.v1.Scope
+	(*Gap)(nil),                // 28: flowaudit.v1.Gap
 }
 var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	0,  // 0: flowaudit.v1.LabelTerm.op:type_name -> flowaudit.v1.LabelOp
@@ -1608,33 +1702,35 @@ var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	4,  // 4: flowaudit.v1.Selector.either:type_name -> flowaudit.v1.Ends
 	4,  // 5: flowaudit.v1.Selector.from:type_name -> flowaudit.v1.Ends
 	4,  // 6: flowaudit.v1.Selector.to:type_name -> flowaudit.v1.Ends
-	20, // 7: flowaudit.v1.Selector.verdicts:type_name -> flowaudit.v1.Verdict
-	21, // 8: flowaudit.v1.Selector.directions:type_name -> flowaudit.v1.Direction
-	22, // 9: flowaudit.v1.Selector.assessments:type_name -> flowaudit.v1.Assessment
+	21, // 7: flowaudit.v1.Selector.verdicts:type_name -> flowaudit.v1.Verdict
+	22, // 8: flowaudit.v1.Selector.directions:type_name -> flowaudit.v1.Direction
+	23, // 9: flowaudit.v1.Selector.assessments:type_name -> flowaudit.v1.Assessment
 	5,  // 10: flowaudit.v1.Filter.match:type_name -> flowaudit.v1.Selector
 	5,  // 11: flowaudit.v1.Filter.not:type_name -> flowaudit.v1.Selector
 	6,  // 12: flowaudit.v1.ObserveRequest.filter:type_name -> flowaudit.v1.Filter
-	23, // 13: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
-	24, // 14: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
-	19, // 15: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
-	25, // 16: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
-	24, // 17: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
-	13, // 18: flowaudit.v1.ListResponse.questions:type_name -> flowaudit.v1.Question
-	14, // 19: flowaudit.v1.Question.arguments:type_name -> flowaudit.v1.Argument
-	18, // 20: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
-	17, // 21: flowaudit.v1.StatusResponse.cluster:type_name -> flowaudit.v1.ClusterState
-	26, // 22: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
-	27, // 23: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
+	24, // 13: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
+	25, // 14: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
+	20, // 15: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
+	26, // 16: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
+	25, // 17: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
+	14, // 18: flowaudit.v1.ListResponse.questions:type_name -> flowaudit.v1.Question
+	15, // 19: flowaudit.v1.Question.arguments:type_name -> flowaudit.v1.Argument
+	19, // 20: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
+	18, // 21: flowaudit.v1.StatusResponse.cluster:type_name -> flowaudit.v1.ClusterState
+	27, // 22: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
+	28, // 23: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
 	7,  // 24: flowaudit.v1.Query.Observe:input_type -> flowaudit.v1.ObserveRequest
 	9,  // 25: flowaudit.v1.Query.Run:input_type -> flowaudit.v1.RunRequest
-	11, // 26: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
-	15, // 27: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
-	8,  // 28: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
-	10, // 29: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
-	12, // 30: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
-	16, // 31: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
-	28, // [28:32] is the sub-list for method output_type
-	24, // [24:28] is the sub-list for method input_type
+	11, // 26: flowaudit.v1.Query.Sql:input_type -> flowaudit.v1.SqlRequest
+	12, // 27: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
+	16, // 28: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
+	8,  // 29: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
+	10, // 30: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
+	10, // 31: flowaudit.v1.Query.Sql:output_type -> flowaudit.v1.RunResponse
+	13, // 32: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
+	17, // 33: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
+	29, // [29:34] is the sub-list for method output_type
+	24, // [24:29] is the sub-list for method input_type
 	24, // [24:24] is the sub-list for extension type_name
 	24, // [24:24] is the sub-list for extension extendee
 	0,  // [0:24] is the sub-list for field type_name
@@ -1652,7 +1748,7 @@ func file_flowaudit_v1_query_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flowaudit_v1_query_proto_rawDesc), len(file_flowaudit_v1_query_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
