@@ -30,7 +30,7 @@ demo: need-kernel build ## Show it on real kernel events: a policy, and who trie
 	@$(BIN)/demo
 
 .PHONY: test
-test: need-kernel need-build ## Run all tests, with the race detector, on the real kernel (root)
+test: need-kernel need-build need-clickhouse ## Run all tests, with the race detector, on the real kernel (root)
 	$(GO) vet ./...
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
 
@@ -65,7 +65,7 @@ define need
 
 endef
 
-.PHONY: need-build need-kernel need-bench
+.PHONY: need-build need-kernel need-bench need-clickhouse
 need-build:
 	$(call need,gcc,gcc)
 	$(call need,g++,g++)
@@ -73,6 +73,12 @@ need-build:
 need-kernel:
 	$(call need,ip,iproute2)
 	$(call need,nft,nftables)
+
+# The tests start servers of their own: the package's is not to run.
+need-clickhouse:
+	@command -v clickhouse-server >/dev/null 2>&1 || test -x /usr/sbin/clickhouse-server || { echo "installing the Debian package clickhouse-server, to test the store on it"; \
+	  if [ "$$(id -u)" != 0 ]; then echo "that needs root: sudo apt-get install clickhouse-server" >&2; exit 1; fi; \
+	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends clickhouse-server >/dev/null; }
 
 need-bench:
 	$(call need,conntrack,conntrack)

@@ -119,3 +119,12 @@ func PairID(f *flow.Flow) uint64 {
 	_, _ = h.Write(dst[:])
 	return h.Sum64()
 }
+
+// LimitsText is an agent's limits as JSON; empty for none.
+func LimitsText(limits []string) string {
+	if len(limits) == 0 {
+		return ""
+	}
+	b, _ := json.Marshal(limits) // strings only: it cannot fail
+	return string(b)
+}

@@ -15,6 +15,7 @@ type Dialect struct {
 	Contains  string // such as "contains(%s, ?)"
 	HasAddr   string // of an address column: it is not empty
 	Addr      string // a bound address, 16 bytes, such as "?"
+	Verdict   string // the column of the verdict, as a number
 	// SourceEnd and DestinationEnd are how the columns of ends begin.
 	SourceEnd, DestinationEnd string
 }
@@ -54,7 +55,7 @@ func (d *Dialect) selectorTerms(s *flow.Selector) []term {
 		add(term{"k.protocol IN (6, 17, 132) AND " + a.sql + " OR " + fmt.Sprintf(d.HasAddr, "k.service_addr") + " AND " + b.sql, append(a.args, b.args...)}, true)
 	}
 	add(list("k.protocol", s.Protocols), len(s.Protocols) > 0)
-	add(list("k.verdict", s.Verdicts), len(s.Verdicts) > 0)
+	add(list(d.Verdict, s.Verdicts), len(s.Verdicts) > 0)
 	add(list("k.direction", s.Directions), len(s.Directions) > 0)
 	add(list("k.assessment", s.Assessments), len(s.Assessments) > 0)
 	add(list("k.node", s.Nodes), len(s.Nodes) > 0)
@@ -79,19 +80,19 @@ func (d *Dialect) endTerms(e *flow.Ends, alias string) [5]term {
 		t[0] = list(alias+"namespace", e.Namespaces)
 	}
 	t[1] = anyOf(e.Pods, func(p flow.PodPrefix) term {
-		return term{alias + "pod <> '' AND " + fmt.Sprintf(d.HasPrefix, alias+"pod") + " AND ? IN ('', " + alias + "namespace)", []any{p.Name, p.Namespace}}
+		return term{alias + "pod <> '' AND " + fmt.Sprintf(d.HasPrefix, alias+"pod") + " AND (? = '' OR " + alias + "namespace = ?)", []any{p.Name, p.Namespace, p.Namespace}}
 	})
 	t[2] = anyOf(e.Workloads, func(w flow.WorkloadName) term {
 		return term{
-			alias + "workload = ? AND ? IN ('', " + alias + "namespace) AND lower(?) IN ('', lower(" + alias + "workload_kind))",
-			[]any{w.Name, w.Namespace, w.Kind},
+			alias + "workload = ? AND (? = '' OR " + alias + "namespace = ?) AND (? = '' OR lower(" + alias + "workload_kind) = lower(?))",
+			[]any{w.Name, w.Namespace, w.Namespace, w.Kind, w.Kind},
 		}
 	})
 	t[3] = anyOf(e.Prefixes, func(p netip.Prefix) term {
 		own, service := d.within(alias+"addr", p), d.within("k.service_addr", p)
 		// The Service's address counts as the destination's, and as the
 		// source's where a pod talks to itself through it.
-		return term{own.sql + " OR " + d.DestinationEnd + "addr = " + alias + "addr AND " + service.sql, append(own.args, service.args...)}
+		return term{own.sql + " OR " + d.DestinationEnd + "addr = " + alias + "addr AND " + fmt.Sprintf(d.HasAddr, "k.service_addr") + " AND " + service.sql, append(own.args, service.args...)}
 	})
 	if len(e.Labels) > 0 {
 		t[4] = d.labelTerms(e.Labels, alias)
@@ -171,7 +172,7 @@ func (d *Dialect) within(column string, p netip.Prefix) term {
 	if !p.Addr().Is4() {
 		// IPv4 is stored mapped, and no IPv6 prefix contains it.
 		first, last := bounds16(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
-		t.sql += " AND " + column + " NOT BETWEEN " + d.Addr + " AND " + d.Addr
+		t.sql += " AND NOT (" + column + " BETWEEN " + d.Addr + " AND " + d.Addr + ")"
 		t.args = append(t.args, first, last)
 	}
 	return t

@@ -3,7 +3,6 @@ package duckdb
 import (
 	"context"
 	"database/sql/driver"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -157,7 +156,7 @@ func (s *Store) appendRest(sl *slice, batches []*flow.Batch) error {
 		keys = append(keys, []driver.Value{b.Key.Cluster, b.Key.Instance, b.Key.Epoch, b.Key.Sequence})
 		if b.End.After(b.Start) {
 			coverage = append(coverage, []driver.Value{
-				b.Node, b.Key.Instance, uint8(b.Scope), b.Start.UnixMilli(), b.End.UnixMilli(), limitsText(b.Agent.Limits),
+				b.Node, b.Key.Instance, uint8(b.Scope), b.Start.UnixMilli(), b.End.UnixMilli(), columns.LimitsText(b.Agent.Limits),
 			})
 		}
 		for _, g := range b.Gaps {
@@ -211,12 +210,4 @@ func addrText(a netip.Addr) string {
 		return ""
 	}
 	return a.String()
-}
-
-func limitsText(limits []string) string {
-	if len(limits) == 0 {
-		return ""
-	}
-	b, _ := json.Marshal(limits) // strings only: it cannot fail
-	return string(b)
 }

@@ -132,7 +132,7 @@ const rowColumns = "key, start, duration, source_port, connections, counted, tcp
 
 func dialect() *columns.Dialect {
 	return &columns.Dialect{
-		HasPrefix: "starts_with(%s, ?)", Contains: "contains(%s, ?)", HasAddr: "octet_length(%s) > 0", Addr: "?", SourceEnd: "s.", DestinationEnd: "d.",
+		HasPrefix: "starts_with(%s, ?)", Contains: "contains(%s, ?)", HasAddr: "octet_length(%s) > 0", Addr: "?", Verdict: "k.verdict", SourceEnd: "s.", DestinationEnd: "d.",
 	}
 }
 
