@@ -5,6 +5,9 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 GO       ?= go
 TOOL     := $(GO) tool -modfile=tools/go.mod
+# Today's ClickHouse as a library, for tests: 560 MB, kept outside of the tree.
+CHDB     := 26.5.3
+LIBCHDB  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/flowaudit/chdb-$(CHDB)/libchdb.so
 SOURCES  := $(shell find . -name '*.go' -not -path './tools/*') go.mod go.sum
 
 .PHONY: help
@@ -32,7 +35,7 @@ demo: need-kernel build ## Show it on real kernel events: a policy, and who trie
 .PHONY: test
 test: need-kernel need-build need-clickhouse ## Run all tests, with the race detector, on the real kernel (root)
 	$(GO) vet ./...
-	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
+	FLOWAUDIT_LIBCHDB=$(LIBCHDB) CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
 
 .PHONY: lint
 lint: need-build ## Check style, generated code and go.mod
@@ -65,7 +68,7 @@ define need
 
 endef
 
-.PHONY: need-build need-kernel need-bench need-clickhouse
+.PHONY: need-build need-kernel need-bench need-clickhouse need-npm
 need-build:
 	$(call need,gcc,gcc)
 	$(call need,g++,g++)
@@ -79,6 +82,13 @@ need-clickhouse:
 	@command -v clickhouse-server >/dev/null 2>&1 || test -x /usr/sbin/clickhouse-server || { echo "installing the Debian package clickhouse-server, to test the store on it"; \
 	  if [ "$$(id -u)" != 0 ]; then echo "that needs root: sudo apt-get install clickhouse-server" >&2; exit 1; fi; \
 	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends clickhouse-server >/dev/null; }
+
+	@test -e $(LIBCHDB) || { $(MAKE) --no-print-directory need-npm && echo "fetching libchdb $(CHDB) with npm, to test the store on today's ClickHouse" && \
+	  mkdir -p $(dir $(LIBCHDB)) && cd $(dir $(LIBCHDB)) && npm pack --silent @chdb/lib-linux-x64-gnu@$(CHDB) >/dev/null && \
+	  tar xzf *.tgz --strip-components=1 package/libchdb.so && rm *.tgz; }
+
+need-npm:
+	$(call need,npm,npm)
 
 need-bench:
 	$(call need,conntrack,conntrack)

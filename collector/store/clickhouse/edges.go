@@ -76,8 +76,8 @@ func (s *Store) sumUp(ctx context.Context) error {
 
 // sumParts sums up the parts that meet a condition and got flows.
 func (s *Store) sumParts(ctx context.Context, condition string) error {
-	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT slot, hour FROM (SELECT slot, hour, max(version) AS touch FROM touched WHERE %s GROUP BY slot, hour)
-		ANY LEFT JOIN (SELECT slot, hour, max(version) AS sum FROM summed GROUP BY slot, hour) USING slot, hour WHERE touch + %d > sum ORDER BY slot, hour`, condition, uint64(skew)))
+	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT slot, hour FROM (SELECT slot, hour, max(version) AS touch FROM touched WHERE %s GROUP BY slot, hour) AS t
+		ANY LEFT JOIN (SELECT slot, hour, max(version) AS last_sum FROM summed GROUP BY slot, hour) AS s USING (slot, hour) WHERE touch + %d > last_sum ORDER BY slot, hour`, condition, uint64(skew)))
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (s *Store) edgesOf(ctx context.Context, p part) ([]*flow.Edge, error) {
 	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT key, pair, first, last, seen, sent, received FROM (
 		SELECT key, min(start) AS first, max(start + duration) AS last, sum(connections) AS seen, sum(bytes_sent) AS sent, sum(bytes_received) AS received
 		FROM flow WHERE slot = %d AND start >= %d AND start < %d AND copy NOT IN (SELECT copy FROM excluded) GROUP BY key
-		) ANY LEFT JOIN (SELECT id AS key, pair FROM key WHERE slot = %[1]d) USING key ORDER BY pair, key`,
+		) AS f ANY LEFT JOIN (SELECT id AS key, pair FROM key WHERE slot = %[1]d) AS k USING key ORDER BY pair, key`,
 		p.slot, int64(p.hour)*hourMs, (int64(p.hour)+1)*hourMs))
 	if err != nil {
 		return nil, err

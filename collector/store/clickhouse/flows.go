@@ -99,7 +99,7 @@ func (s *Store) scanRows(ctx context.Context, f *flow.Filter, order string, limi
 	if err != nil {
 		return fmt.Errorf("read flows: %w", err)
 	}
-	rows, err := s.conn.Query(ctx, query)
+	rows, err := s.conn.Query(s.questionSettings(ctx), query)
 	if err != nil {
 		return fmt.Errorf("read flows: %w", err)
 	}

@@ -51,6 +51,9 @@ func (s *Store) Query(ctx context.Context, name string, given map[string]string)
 // questionSettings make ClickHouse say what the other stores do.
 func (s *Store) questionSettings(ctx context.Context) context.Context {
 	more := clickhouse.Settings{"max_bytes_before_external_group_by": 2_000_000_000}
+	if s.server.topK != "" {
+		more[s.server.topK] = 0
+	}
 	if s.cluster != "" {
 		more["distributed_product_mode"] = "global"
 	}

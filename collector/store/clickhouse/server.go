@@ -21,6 +21,9 @@ type server struct {
 	skipping bool
 	// quorum: inserts and their readers can be made to agree across replicas.
 	quorum bool
+	// topK is what it calls the filter of ORDER BY … LIMIT, which fails in 26.5
+	// when rows come in at the same time; empty if it has none.
+	topK string
 }
 
 // oldest is the oldest server that is known to do.
@@ -32,7 +35,11 @@ func ask(ctx context.Context, conn driver.Conn) (server, error) {
 	if err := conn.QueryRow(ctx, "SELECT version()").Scan(&version); err != nil {
 		return server{}, err
 	}
-	return capabilities(version)
+	s, err := capabilities(version)
+	if err != nil {
+		return s, err
+	}
+	return s, conn.QueryRow(ctx, "SELECT max(name) FROM system.settings WHERE name = 'use_top_k_dynamic_filtering'").Scan(&s.topK)
 }
 
 func capabilities(version string) (server, error) {

@@ -1,6 +1,7 @@
 package clickhouse
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -20,9 +22,14 @@ import (
 	"github.com/flowaudit/flowaudit/collector/store/storetest"
 )
 
-// shared is the server that the tests of this package use, each with a
+// servers are those that the tests of this package use, each test with a
 // database of its own.
-var shared *process
+type servers struct {
+	old   *process // Debian's clickhouse-server
+	today *process // libchdb behind test/chdb
+}
+
+var shared servers
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -33,20 +40,28 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	if shared, err = start(dir); err != nil && !errors.Is(err, exec.ErrNotFound) {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	if shared != nil {
-		defer shared.stop()
+	defer shared.stop()
+	for name, start := range map[**process]func(string) (*process, error){&shared.old: startServer, &shared.today: startLibrary} {
+		if *name, err = start(dir); err != nil && !errors.Is(err, exec.ErrNotFound) {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 	}
 	return m.Run()
 }
 
-// process is a clickhouse-server of ours.
+func (s *servers) stop() {
+	for _, p := range []*process{s.old, s.today} {
+		if p != nil {
+			p.stop()
+		}
+	}
+}
+
+// process is a server of ours.
 type process struct {
 	cmd  *exec.Cmd
-	port int
+	base string // of the URLs of its databases
 }
 
 const config = `<yandex>
@@ -63,8 +78,8 @@ const users = `<yandex>
 </yandex>
 `
 
-// start starts the server that is installed; exec.ErrNotFound if there is none.
-func start(dir string) (*process, error) {
+// startServer starts the server that is installed; exec.ErrNotFound if there is none.
+func startServer(dir string) (*process, error) {
 	program, err := exec.LookPath("clickhouse-server")
 	if err != nil {
 		if program, err = exec.LookPath("/usr/sbin/clickhouse-server"); err != nil {
@@ -75,11 +90,12 @@ func start(dir string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{port: l.Addr().(*net.TCPAddr).Port}
+	port := l.Addr().(*net.TCPAddr).Port
+	p := &process{base: fmt.Sprintf("clickhouse://default:secret@127.0.0.1:%d/", port)}
 	if err := l.Close(); err != nil {
 		return nil, err
 	}
-	for name, text := range map[string]string{"config.xml": fmt.Sprintf(config, dir, p.port), "users.xml": users} {
+	for name, text := range map[string]string{"config.xml": fmt.Sprintf(config, dir, port), "users.xml": users} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			return nil, err
 		}
@@ -105,7 +121,11 @@ func start(dir string) (*process, error) {
 
 // wait waits until the server answers.
 func (p *process) wait() error {
-	conn, err := clickhouse.Open(&clickhouse.Options{Addr: []string{fmt.Sprintf("127.0.0.1:%d", p.port)}, Auth: clickhouse.Auth{Username: "default", Password: "secret"}})
+	options, err := clickhouse.ParseDSN(p.base + "default")
+	if err != nil {
+		return err
+	}
+	conn, err := clickhouse.Open(options)
 	if err != nil {
 		return err
 	}
@@ -119,28 +139,57 @@ func (p *process) wait() error {
 	return err
 }
 
+// startLibrary starts today's ClickHouse, which is a library; exec.ErrNotFound
+// if there is none.
+func startLibrary(dir string) (*process, error) {
+	library := os.Getenv("FLOWAUDIT_LIBCHDB")
+	if library == "" {
+		return nil, exec.ErrNotFound
+	}
+	front := filepath.Join(dir, "chdb")
+	if out, err := exec.Command("go", "build", "-o", front, "github.com/flowaudit/flowaudit/test/chdb").CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build test/chdb: %w: %s", err, out)
+	}
+	data := filepath.Join(dir, "chdb-data")
+	if err := os.Mkdir(data, 0o700); err != nil {
+		return nil, err
+	}
+	p := &process{cmd: exec.Command(front, library, data, "127.0.0.1:0")}
+	p.cmd.Dir, p.cmd.Stderr = data, os.Stderr // it would take the other server's configuration from its directory
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	said, err := p.cmd.StdoutPipe()
+	if err == nil {
+		err = p.cmd.Start()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start test/chdb: %w", err)
+	}
+	address, err := bufio.NewReader(said).ReadString('\n')
+	if err != nil {
+		p.stop()
+		return nil, fmt.Errorf("start test/chdb: %w", err)
+	}
+	p.base = "http://" + strings.TrimSpace(address) + "/"
+	return p, p.wait()
+}
+
 func (p *process) stop() {
 	_ = p.cmd.Process.Kill() // it may have ended
 	_ = p.cmd.Wait()
 }
 
-// url names a database of the server.
-func (p *process) url(database string) string {
-	return fmt.Sprintf("clickhouse://default:secret@127.0.0.1:%d/%s", p.port, database)
-}
-
 var databases atomic.Int64
 
 // newDatabase is the URL of an empty database.
-func newDatabase(t *testing.T) string {
+func (p *process) newDatabase(t *testing.T) string {
 	t.Helper()
-	if shared == nil {
+	if p == nil {
 		if os.Getenv("CI") != "" {
-			t.Fatal("clickhouse-server is not installed: make test installs it")
+			t.Fatal("the server is not installed: make test installs it")
 		}
-		t.Skip("clickhouse-server is not installed: make test installs it")
+		t.Skip("the server is not installed: make test installs it")
 	}
-	return shared.url(fmt.Sprintf("test%d", databases.Add(1)))
+	return p.base + fmt.Sprintf("test%d", databases.Add(1))
 }
 
 func open(t *testing.T, url string, now func() time.Time) *Store {
@@ -153,9 +202,13 @@ func open(t *testing.T, url string, now func() time.Time) *Store {
 	return s
 }
 
-func TestStore(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) storetest.Fixture {
-		url := newDatabase(t)
+func TestOldServer(t *testing.T) { storetest.Run(t, factory(shared.old)) }
+
+func TestToday(t *testing.T) { storetest.Run(t, factory(shared.today)) }
+
+func factory(p *process) storetest.Factory {
+	return func(t *testing.T) storetest.Fixture {
+		url := p.newDatabase(t)
 		var passed atomic.Int64
 		now := func() time.Time { return storetest.T0.Add(time.Duration(passed.Load())) }
 		s := open(t, url, now)
@@ -169,5 +222,5 @@ func TestStore(t *testing.T) {
 				return open(t, url, now)
 			},
 		}
-	})
+	}
 }
