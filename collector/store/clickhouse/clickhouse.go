@@ -55,6 +55,7 @@ type Store struct {
 
 	// edges is held by the one who sums up hours.
 	edges   sync.Mutex
+	eager   bool // sums up whatever it costs
 	summed  time.Time
 	sumCost time.Duration
 }

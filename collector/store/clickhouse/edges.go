@@ -63,7 +63,7 @@ const (
 func (s *Store) sumUp(ctx context.Context) error {
 	s.edges.Lock()
 	defer s.edges.Unlock()
-	if s.sumCost > cheapSum && time.Since(s.summed) < restFactor*s.sumCost {
+	if !s.eager && s.sumCost > cheapSum && time.Since(s.summed) < restFactor*s.sumCost {
 		return nil
 	}
 	began := time.Now()

@@ -26,6 +26,7 @@ type freshness struct {
 	cost   time.Duration // of making them
 	rules  uint64        // the timeline's sequence when its rules were listed
 	listed bool
+	eager  bool // makes edges whatever it costs
 }
 
 const (
@@ -63,7 +64,7 @@ func (s *Store) refreshEdges(ctx context.Context) error {
 		}
 	}
 	f := &s.fresh
-	if f.slices == names && (f.flows == flows || f.cost > cheap && time.Since(f.made) < restFactor*f.cost) {
+	if f.slices == names && (f.flows == flows || !f.eager && f.cost > cheap && time.Since(f.made) < restFactor*f.cost) {
 		return nil
 	}
 	began := time.Now()
