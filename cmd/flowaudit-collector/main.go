@@ -118,7 +118,7 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	fs := pflag.NewFlagSet("flowaudit-collector", pflag.ContinueOnError)
 	fs.SortFlags = false
 	fs.Usage = func() { fmt.Fprint(stdout, usage, fs.FlagUsages()) }
-	var retain string
+	var retain, retainDenied, retainEdges, retainSize string
 	fs.StringVar(&o.Listen.Address, "listen", flowauditv1.DefaultAddress, "`address` to listen on, host:port or unix:PATH; beyond loopback TLS is needed")
 	fs.StringVar(&at.db.Dir, "data", "flowaudit-data", "`directory` of the embedded store")
 	fs.StringVar(&at.url, "store", "", "`URL` of a ClickHouse that keeps the flows instead, such as clickhouse://user:password@host:9000/flowaudit (or $FLOWAUDIT_STORE); any number of collectors share it")
@@ -126,6 +126,9 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	o.Access.Flags(fs)
 	fs.StringVar(&o.Cluster, "cluster", "default", "`name` or UID of the cluster whose objects these are, as agents give it; flows of other clusters are stored as they come")
 	fs.StringVar(&retain, "retain", "30d", "how long flows are kept, such as 12h or 30d; 0 keeps them all")
+	fs.StringVar(&retainDenied, "retain-denied", "400d", "how long refused flows are kept, if that is longer than --retain")
+	fs.StringVar(&retainEdges, "retain-edges", "400d", "how long it is kept who talked to whom by the hour; 0 keeps all of it")
+	fs.StringVar(&retainSize, "retain-size", "0", "`size` on disk, such as 200GB, from which on the oldest flows are deleted before their time; 0 is no bound")
 	fs.DurationVar(&at.slice, "slice", 0, "how much time one file of the store holds, or one partition of ClickHouse; retention deletes these whole (default: 1h, and 24h in ClickHouse)")
 	fs.IntVar(&at.db.Threads, "store-threads", 0, "threads of the store (default: one a core)")
 	fs.StringVar(&at.db.MemoryLimit, "store-memory", "", "memory limit of the store, such as 2GB (default: DuckDB's, 80 % of the machine's)")
@@ -143,8 +146,16 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	if show {
 		return o, at, true, nil
 	}
-	if o.Retain, err = parseDays(retain); err != nil {
-		return o, at, false, fmt.Errorf("--retain: %w", err)
+	for _, d := range []struct {
+		flag, text string
+		to         *time.Duration
+	}{{"retain", retain, &o.Retain.Flows}, {"retain-denied", retainDenied, &o.Retain.Denied}, {"retain-edges", retainEdges, &o.Retain.Edges}} {
+		if *d.to, err = parseDays(d.text); err != nil {
+			return o, at, false, fmt.Errorf("--%s: %w", d.flag, err)
+		}
+	}
+	if o.Retain.Bytes, err = parseSize(retainSize); err != nil {
+		return o, at, false, fmt.Errorf("--retain-size: %w", err)
 	}
 	if at.url == "" {
 		at.url = os.Getenv("FLOWAUDIT_STORE") // it may hold a password, which others see in an argument
@@ -172,4 +183,17 @@ func parseDays(s string) (time.Duration, error) {
 		return 0, fmt.Errorf("%q is no duration: want such as 12h or 30d", s)
 	}
 	return d, nil
+}
+
+// parseSize reads a number of bytes, such as 200GB or 1TiB.
+func parseSize(s string) (uint64, error) {
+	number := strings.TrimRight(s, "KMGTiB")
+	n, err := strconv.ParseFloat(number, 64)
+	factor, known := map[string]float64{
+		"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
+	}[s[len(number):]]
+	if err != nil || !known || !(n >= 0) || n*factor > math.MaxInt64 {
+		return 0, fmt.Errorf("%q is no size: want such as 200GB or 1TiB", s)
+	}
+	return uint64(n * factor), nil
 }

@@ -32,7 +32,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := options{
-		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Retain: 30 * 24 * time.Hour, Version: "devel"},
+		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel"},
 		place{db: duckdb.Options{Dir: "flowaudit-data"}},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(place{})); diff != "" {
@@ -53,9 +53,14 @@ func TestFlags(t *testing.T) {
 		}},
 		{"--data /var/lib/flowaudit", func(o *options) { o.Store.db.Dir = "/var/lib/flowaudit" }},
 		{"--manifests /objects", func(o *options) { o.Collector.Manifests = "/objects" }},
-		{"--retain 12h", func(o *options) { o.Collector.Retain = 12 * time.Hour }},
-		{"--retain 1.5d", func(o *options) { o.Collector.Retain = 36 * time.Hour }},
-		{"--retain 0", func(o *options) { o.Collector.Retain = 0 }},
+		{"--retain 12h", func(o *options) { o.Collector.Retain.Flows = 12 * time.Hour }},
+		{"--retain 1.5d", func(o *options) { o.Collector.Retain.Flows = 36 * time.Hour }},
+		{"--retain 0", func(o *options) { o.Collector.Retain.Flows = 0 }},
+		{"--retain-denied 90d --retain-edges 2d", func(o *options) {
+			o.Collector.Retain.Denied, o.Collector.Retain.Edges = 90*24*time.Hour, 48*time.Hour
+		}},
+		{"--retain-size 1.5GB", func(o *options) { o.Collector.Retain.Bytes = 1_500_000_000 }},
+		{"--retain-size 2TiB", func(o *options) { o.Collector.Retain.Bytes = 2 << 40 }},
 		{"--store clickhouse://h:9000/f", func(o *options) { o.Store.url = "clickhouse://h:9000/f" }},
 		{"--slice 10m", func(o *options) { o.Store.slice = 10 * time.Minute }},
 		{"--store-threads 3", func(o *options) { o.Store.db.Threads = 3 }},
@@ -86,6 +91,13 @@ func TestWrongFlags(t *testing.T) {
 		{"--tls-cert crt", "--tls-cert and --tls-key belong together"},
 		{"--tls-client-ca ca", "--tls-client-ca needs --tls-cert and --tls-key"},
 		{"--retain forever", `--retain: "forever" is no duration: want such as 12h or 30d`},
+		{"--retain-denied xd", "--retain-denied: "},
+		{"--retain-edges -1h", "--retain-edges -1h0m0s: a time to keep flows cannot be negative"},
+		{"--retain-size much", `--retain-size: "much" is no size: want such as 200GB`},
+		{"--retain-size 1XB", "--retain-size"},
+		{"--retain-size NaNGB", "--retain-size"},
+		{"--retain-size -1GB", "--retain-size"},
+		{"--retain-size 9e99TB", "--retain-size"},
 		{"--retain xd", `--retain: "xd" is no number of days`},
 		{"--retain NaNd", `--retain: "NaNd" is no number of days`},
 		{"--retain 1e9d", `--retain: "1e9d" is no number of days`},

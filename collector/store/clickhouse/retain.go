@@ -4,22 +4,92 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/flowaudit/flowaudit/collector/store"
 )
 
 // Retain implements store.Store. A slice goes when all of it arrived before.
-func (s *Store) Retain(ctx context.Context, before time.Time) (freed int64, err error) {
-	slot := s.slot(before)
-	if err := s.freeze(ctx, slot); err != nil {
-		return 0, fmt.Errorf("keep edges of old flows: %w", err)
+func (s *Store) Retain(ctx context.Context, keep store.Retention) (freed int64, err error) {
+	denied := keep.DeniedSince()
+	if !keep.Since.IsZero() {
+		if freed, err = s.dropBefore(ctx, s.slot(keep.Since), s.slot(denied)); err != nil {
+			return freed, err
+		}
 	}
-	for _, table := range []string{"flow", "key", "covered", "gap", "batch", "contested"} {
-		n, err := s.dropPartitions(ctx, table, fmt.Sprintf("toUInt32OrZero(extract(partition, '[0-9]+')) < %d", slot))
+	if keep.Bytes > 0 {
+		n, err := s.shrink(ctx, keep.Bytes)
 		freed += n
 		if err != nil {
 			return freed, err
 		}
 	}
-	return freed, s.pruneTimeline(ctx, before)
+	if denied.IsZero() {
+		return freed, nil
+	}
+	return freed, s.pruneTimeline(ctx, denied)
+}
+
+// Conditions on the partitions of a table: the slot is the first number of a
+// partition's name, and whether its flows were refused the second.
+const (
+	slotBefore = "toUInt32OrZero(extract(partition, '[0-9]+')) < %d"
+	notDenied  = " AND extract(partition, '[0-9]+,([01])') = '0'"
+)
+
+// dropBefore drops the slots before one, and refused flows before another one,
+// which is not later.
+func (s *Store) dropBefore(ctx context.Context, slot, denied uint32) (freed int64, err error) {
+	if err := s.freeze(ctx, slot); err != nil {
+		return 0, fmt.Errorf("keep edges of old flows: %w", err)
+	}
+	older, oldest := fmt.Sprintf(slotBefore, slot), fmt.Sprintf(slotBefore, denied)
+	for _, t := range []struct{ table, condition string }{
+		{"flow", older + notDenied}, {"key", older + notDenied}, {"flow", oldest}, {"key", oldest},
+		{"covered", older}, {"gap", older}, {"batch", older}, {"contested", older}, {"voided", oldest},
+	} {
+		n, err := s.dropPartitions(ctx, t.table, t.condition)
+		freed += n
+		if err != nil {
+			return freed, err
+		}
+	}
+	return freed, nil
+}
+
+// shrink drops the oldest slots but the newest until what is left takes no
+// more than it may: first all but the refused flows, then these.
+func (s *Store) shrink(ctx context.Context, limit uint64) (freed int64, err error) {
+	for _, keepDenied := range []bool{true, false} {
+		for {
+			var total, slots uint64
+			var first uint32
+			condition := "table = " + quote(s.local("flow"))
+			if keepDenied {
+				condition += notDenied
+			}
+			if err := s.conn.QueryRow(ctx, fmt.Sprintf(`SELECT sum(bytes_on_disk), uniqExactIf(toUInt32OrZero(extract(partition, '[0-9]+')), %[1]s),
+				minIf(toUInt32OrZero(extract(partition, '[0-9]+')), %[1]s) FROM system.parts WHERE active AND database = currentDatabase()`, condition)).
+				Scan(&total, &slots, &first); err != nil {
+				return freed, fmt.Errorf("read size of ClickHouse: %w", err)
+			}
+			if total <= limit {
+				return freed, nil
+			}
+			if slots < 2 {
+				break
+			}
+			denied := first + 1
+			if keepDenied {
+				denied = 0
+			}
+			n, err := s.dropBefore(ctx, first+1, denied)
+			freed += n
+			if err != nil {
+				return freed, err
+			}
+		}
+	}
+	return freed, nil
 }
 
 // freeze sums up the edges of the slices before slot for the last time.
@@ -32,6 +102,10 @@ func (s *Store) freeze(ctx context.Context, slot uint32) error {
 	defer s.edges.Unlock()
 	condition := fmt.Sprintf("slot < %d AND slot NOT IN (SELECT slot FROM frozen)", slot)
 	if err := s.sumParts(ctx, condition); err != nil {
+		return err
+	}
+	// Who wrote a batch twice is forgotten with its slot; which copies do not count must be known longer.
+	if err := s.conn.Exec(s.durable(ctx), fmt.Sprintf("INSERT INTO voided (slot, copy) SELECT slot, copy FROM contested_copies WHERE slot < %d", slot)); err != nil {
 		return err
 	}
 	return s.conn.Exec(s.durable(ctx), "INSERT INTO frozen (slot) SELECT DISTINCT slot FROM touched WHERE "+condition)

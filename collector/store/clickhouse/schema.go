@@ -23,6 +23,7 @@ var tables = [...]struct{ name, columns, engine, partition, order, shard string 
 		"MergeTree", "slot", "cluster, instance, epoch, sequence", "sipHash64(instance)"},
 	{"contested", `slot UInt32, cluster {{.Text}}, instance {{.Text}}, epoch UInt64, sequence UInt64`,
 		"ReplacingMergeTree", "slot", "cluster, instance, epoch, sequence", "sipHash64(instance)"},
+	{"voided", `slot UInt32, copy UInt64`, "ReplacingMergeTree", "slot", "copy", "copy"},
 	{"key", `slot UInt32, id UInt64, pair UInt64, cluster {{.Text}}, node {{.Text}}, protocol UInt8, port UInt16, verdict ` + verdictType + `,
 		direction UInt8, reason UInt8, expected UInt8, assessment UInt8, caveat UInt8, sources UInt8, translated String,
 		src_addr String, src_ip String, src_kind UInt8, src_namespace {{.Text}}, src_pod String, src_workload_kind {{.Text}}, src_workload {{.Text}},

@@ -23,9 +23,10 @@ func (s *Store) views() []view {
 	}
 	db := s.database
 	all := []view{
-		{"excluded", `SELECT copy FROM {db}.batch WHERE (cluster, instance, epoch, sequence) IN (SELECT cluster, instance, epoch, sequence FROM {db}.contested)
+		{"contested_copies", `SELECT slot, copy FROM {db}.batch WHERE (cluster, instance, epoch, sequence) IN (SELECT cluster, instance, epoch, sequence FROM {db}.contested)
 			AND copy NOT IN (SELECT min(copy) FROM {db}.batch WHERE stored = 1 AND (cluster, instance, epoch, sequence) IN
 				(SELECT cluster, instance, epoch, sequence FROM {db}.contested) GROUP BY cluster, instance, epoch, sequence)`},
+		{"excluded", `SELECT copy FROM (SELECT copy FROM {db}.contested_copies UNION ALL SELECT copy FROM {db}.voided)`},
 		{"flows", `SELECT start_ms, end_ms, ` + s.timeSQL("start_ms") + ` AS start_time, ` + s.timeSQL("end_ms") + ` AS end_time, cluster, node, pair, direction, verdict, expected,
 			assessment, caveat, reason, protocol, port, source_port,
 			source_kind, source_ip, source_namespace, source_pod, source_workload_kind, source_workload, source_node,

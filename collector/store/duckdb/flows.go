@@ -107,7 +107,7 @@ func (s *Store) scanRows(ctx context.Context, f *flow.Filter, order string, limi
 // rowsQuery selects rows of all slices that may hold what is wanted.
 func (s *Store) rowsQuery(f *flow.Filter, order string, limit int) (query string, args []any, used []*slice) {
 	var parts []string
-	for _, sl := range s.slices {
+	for _, sl := range s.holding() {
 		if sl.flows == 0 || !f.Since.IsZero() && sl.bounds.end < f.Since.Add(-mergeSlack).UnixMilli() ||
 			!f.Until.IsZero() && sl.bounds.start > f.Until.Add(mergeSlack).UnixMilli() {
 			continue

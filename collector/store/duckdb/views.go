@@ -111,8 +111,10 @@ func (s *Store) defineViews(ctx context.Context) error {
 // not change.
 func (s *Store) defineViewsLocked(ctx context.Context) error {
 	var flows, gaps, coverage []string
-	for _, sl := range s.slices {
+	for _, sl := range s.holding() {
 		flows = append(flows, flowsOf(sl.name))
+	}
+	for _, sl := range s.slices {
 		gaps = append(gaps, fmt.Sprintf(gapsPart, sl.name, nameSQL("kind", upTo(flow.GapNames)...)))
 		coverage = append(coverage, fmt.Sprintf(coveragePart, sl.name))
 	}
