@@ -76,12 +76,13 @@ func newUnconfirmed() unconfirmed {
 	}
 }
 
-// wait gives the waiting attempt of a key, or begins it where there is room.
-func (u *unconfirmed) wait(k *connKey, o *flow.Observation) (w attempted, ok bool) {
-	if w, ok = u.waiting[*k]; !ok {
+// wait takes a packet's time and flags into an attempt that waits, or into one
+// that begins to, where there is room.
+func (u *unconfirmed) wait(w *attempted, waits bool, o *flow.Observation) bool {
+	if !waits {
 		if len(u.waiting) >= maxAttempted {
 			u.dropped++
-			return w, false
+			return false
 		}
 		w.first = o.Time
 		w.icmp = flowPort(o, 0)
@@ -89,7 +90,7 @@ func (u *unconfirmed) wait(k *connKey, o *flow.Observation) (w attempted, ok boo
 	}
 	w.last = o.Time
 	w.flags |= o.TCPFlags
-	return w, true
+	return true
 }
 
 // take gives a waiting attempt that waits no more.
