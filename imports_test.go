@@ -81,7 +81,7 @@ var mayImport = map[string][]string{
 	"collector":                  {"flow", "kube", "policy", "queries", "proto/flowaudit/v1", "collector/store"},
 	"cmd/flowaudit-agent":        {"flow", "agent", "agent/nflog", "proto/zstd", "proto/flowaudit/v1"},
 	"cmd/flowaudit-collector":    {"collector", "collector/store/duckdb", "proto/zstd", "proto/flowaudit/v1"},
-	"cmd/flowaudit":              {"flow", "kube", "policy", "policy/lint", "queries", "proto/dial", "proto/zstd", "proto/flowaudit/v1"},
+	"cmd/flowaudit":              {"flow", "kube", "policy", "policy/history", "policy/lint", "policy/replay", "policy/suggest", "policy/unused", "queries", "proto/dial", "proto/zstd", "proto/flowaudit/v1"},
 	"test/netlab":                {},
 	"test/netlab/traffic":        {},
 	"demo":                       {"flow", "test/netlab", "test/netlab/traffic"},
@@ -186,7 +186,7 @@ func TestReadmeCommandsExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, target := range []string{"help", "build", "demo", "test", "lint", "bench", "soak", "generate", "clean"} {
+	for _, target := range []string{"help", "build", "demo", "demo-cluster", "test", "lint", "bench", "soak", "generate", "clean"} {
 		if !strings.Contains(string(makefile), "\n"+target+":") {
 			t.Errorf("Makefile has no target %s", target)
 		}

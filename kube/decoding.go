@@ -127,7 +127,10 @@ func (d *decoding) kind(raw []byte, at place, version, kind, who string) {
 			s.template(kind, w, w.Spec.Template, w.Spec.Selector)
 		})
 	case "batch/v1 CronJob":
-		read(d, raw, at, who, false, func(s *Snapshot, w *batchv1.CronJob) { s.template(kind, w, w.Spec.JobTemplate.Spec.Template, nil) })
+		read(d, raw, at, who, false, func(s *Snapshot, w *batchv1.CronJob) {
+			s.CronJobs = append(s.CronJobs, w)
+			s.template(kind, w, w.Spec.JobTemplate.Spec.Template, nil)
+		})
 	case "extensions/v1beta1 NetworkPolicy":
 		d.problem(place{source: at.source, path: at.path, field: "apiVersion"}, who, errors.New("is not served any more: write networking.k8s.io/v1"))
 	default:

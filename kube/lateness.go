@@ -14,7 +14,7 @@ type lateness struct {
 
 const (
 	latenessPeriod = 10 * time.Second
-	maxLateness    = 3 * time.Second
+	maxLateness    = 8 * time.Second
 )
 
 // notice takes in that something happened at a time, at the latest, and became

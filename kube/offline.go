@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -21,6 +22,7 @@ import (
 type Snapshot struct {
 	*Objects
 	DaemonSets []*appsv1.DaemonSet
+	CronJobs   []*batchv1.CronJob
 	// Problems are documents and objects that could not be used.
 	Problems []Problem
 	// OtherPolicies are policies of other kinds than the NetworkPolicy of

@@ -35,12 +35,13 @@ func TestMain(m *testing.M) {
 // collector answers as a test says, and notes what it was asked.
 type collector struct {
 	flowauditv1.UnimplementedQueryServer
-	observe []*flowauditv1.ObserveResponse
-	run     []*flowauditv1.RunResponse
-	list    *flowauditv1.ListResponse
-	status  *flowauditv1.StatusResponse
-	err     error // at the end of an answer
-	hang    bool  // the answer has no end
+	observe  []*flowauditv1.ObserveResponse
+	run      []*flowauditv1.RunResponse
+	list     *flowauditv1.ListResponse
+	status   *flowauditv1.StatusResponse
+	err      error // at the end of an answer
+	hang     bool  // the answer has no end
+	recorded *recorded
 
 	mu       sync.Mutex
 	observed *flowauditv1.ObserveRequest

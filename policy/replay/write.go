@@ -116,6 +116,15 @@ func (r *Result) parts() []part {
 	}
 }
 
+// Line is the flip in one line, as it is watched.
+func (f *Flip) Line(location *time.Location) string {
+	outcome := map[string]string{"denied": "WOULD BE REFUSED", "allowed": "NEWLY ALLOWED"}[f.After]
+	if outcome == "" {
+		outcome = "UNCLEAR"
+	}
+	return fmt.Sprintf("%s  %-16s  %s -> %s  %s  %s: %s", f.First.In(location).Format("Jan _2 15:04:05"), outcome, f.Source, f.Destination, f.portText(), f.Happened, f.Why)
+}
+
 func (f *Flip) portText() string {
 	if f.Port == 0 {
 		return f.Protocol

@@ -195,8 +195,9 @@ func TestFaultsOfOthers(t *testing.T) {
 		{"the API server and the metadata service by address", func(c *ht.Cluster) {
 			web := c.Workload("Deployment shop/web", "app=web", "")
 			c.Talk(web, ht.Node("cp-1", "192.168.7.2"), "6443")
+			c.Talk(web, ht.Address{Kind: flow.EndpointAPIServer, Prefix: "203.0.113.4"}, "443")
 			c.Talk(web, ht.Address{Prefix: "169.254.169.254"}, "80")
-		}, suggest.Options{}, "flowaudit-deployment-web", []string{"to 192.168.7.2/32: TCP 6443", "to 169.254.169.254/32: TCP 80"}},
+		}, suggest.Options{}, "flowaudit-deployment-web", []string{"to 192.168.7.2/32: TCP 6443", "to 203.0.113.4/32: TCP 443", "to 169.254.169.254/32: TCP 80"}},
 		{"many ports are a range", func(c *ht.Cluster) {
 			web, ftp := c.Workload("Deployment shop/web", "app=web", ""), c.Workload("Deployment shop/ftp", "app=ftp", "")
 			for port := 30000; port < 30020; port++ {

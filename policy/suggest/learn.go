@@ -27,6 +27,7 @@ const (
 	noAddress    addressKind = iota
 	outsideAddr              // nobody's of the cluster
 	nodeAddr                 // a node's, or of a pod on its network
+	apiAddr                  // the API server's, where it is no node's
 	hostAddr                 // answered by the node or the cloud: metadata, the node-local DNS cache
 	dnsCacheAddr             // the address of a node-local DNS cache
 )
@@ -150,6 +151,9 @@ func isNamed(names []string, e *flow.EdgeEnd) bool {
 
 // party says how a rule can name an end.
 func (l *learner) party(e *flow.EdgeEnd, end history.End) (party, Reason) {
+	if e.Kind != flow.EndpointPod && !e.Prefix.IsValid() {
+		return party{}, UnknownEnd // only its name was told
+	}
 	switch e.Kind {
 	case flow.EndpointPod:
 		g := l.group(end)
@@ -176,6 +180,8 @@ func (l *learner) party(e *flow.EdgeEnd, end history.End) (party, Reason) {
 		return l.address(e.Prefix, dnsCacheAddr), ""
 	case flow.EndpointNode:
 		return l.address(e.Prefix, nodeAddr), ""
+	case flow.EndpointAPIServer:
+		return l.address(e.Prefix, apiAddr), ""
 	}
 	return l.address(e.Prefix, outsideAddr), ""
 }

@@ -21,6 +21,8 @@ func (a *assembly) addressReasons(parties map[netip.Prefix]party, edges []*histo
 		switch p.kind {
 		case nodeAddr:
 			nodes = append(nodes, strings.TrimSpace(p.node+" "+prefix.Addr().String()))
+		case apiAddr:
+			reasons["the API server"] = true
 		case hostAddr:
 			if history.Metadata(prefix.Addr()) {
 				reasons["the cloud's metadata service"] = true

@@ -1,6 +1,7 @@
 package suggest
 
 import (
+	"slices"
 	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -173,8 +174,10 @@ type LoosePair struct {
 
 // evidence turns edges into what --explain shows.
 func evidence(edges []*history.Edge) []Evidence {
+	edges = slices.Clone(edges)
+	slices.SortFunc(edges, compareEdges)
 	var out []Evidence
-	for _, e := range edges {
+	for _, e := range slices.Compact(edges) {
 		out = append(out, Evidence{
 			Source: replay.EndText(&e.Source), Destination: replay.EndText(&e.Destination), Protocol: e.Protocol.String(), Port: e.Port,
 			Connections: e.Connections, Hours: e.Hours, First: e.First, Last: e.Last,

@@ -47,12 +47,17 @@ func (p *Policy) YAML(explain bool) ([]byte, error) {
 	root := doc.Content[0]
 	plain(root)
 	first(root, "apiVersion")
+	for _, key := range []string{"policyTypes", "podSelector"} {
+		first(value(root, "spec"), key)
+	}
 	for i := range p.Rules {
 		rule := &p.Rules[i]
 		list := value(value(root, "spec"), rule.Direction)
 		if list == nil || rule.Index >= len(list.Content) {
 			continue
 		}
+		first(list.Content[rule.Index], "from")
+		first(list.Content[rule.Index], "to")
 		list.Content[rule.Index].HeadComment = rule.comment(explain)
 	}
 	var b bytes.Buffer
