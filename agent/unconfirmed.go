@@ -118,9 +118,12 @@ func (u *unconfirmed) origin(k *connKey, at int64) (before connKey, ok bool) {
 		if r.src != k.src || r.srcPort != k.srcPort || r.protocol != k.protocol || r.zone != k.zone {
 			continue
 		}
+		if w, waits := u.waiting[*r]; !waits || at-w.last > int64(natTime) {
+			return before, false // an older packet from that port
+		}
 		before, *r = *r, connKey{}
-		w, waits := u.take(&before)
-		return before, waits && at-w.last <= int64(natTime)
+		delete(u.waiting, before)
+		return before, true
 	}
 	return before, false
 }
