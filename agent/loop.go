@@ -76,7 +76,7 @@ func (l *loop) run() {
 
 // sendEarly gives first denials, and flows that had to wait for a name.
 func (l *loop) sendEarly(now time.Time) {
-	flows := append(l.naming.take(l.table.earlyFlows(), now), l.naming.due(now)...)
+	flows := append(l.naming.take(l.table.earlyFlows(), now, now.Add(maxEarlyWait)), l.naming.due(now)...)
 	if len(flows) > 0 {
 		l.send(flows, l.covered, nil)
 	}
@@ -112,7 +112,7 @@ func (l *loop) look(now time.Time) {
 
 func (l *loop) closeWindow() {
 	now := time.Now()
-	flows := append(l.naming.take(l.table.closeWindow(now), now), l.inbox.takeFlows()...)
+	flows := append(l.naming.take(l.table.closeWindow(now), now, time.Time{}), l.inbox.takeFlows()...)
 	l.send(flows, now, l.windowGaps(now))
 	if l.StateDir != "" && now.Sub(l.saved) >= saveInterval {
 		l.save(now)
@@ -174,7 +174,7 @@ func (l *loop) stop() {
 	}
 	l.table.settle(now.UnixNano(), true)
 	flows = append(flows, l.table.window.close()...)
-	flows = append(append(l.naming.take(flows, now), l.naming.rest(now)...), l.inbox.takeFlows()...)
+	flows = append(append(l.naming.take(flows, now, time.Time{}), l.naming.rest(now)...), l.inbox.takeFlows()...)
 	l.send(flows, now, l.windowGaps(now))
 }
 

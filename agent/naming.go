@@ -19,23 +19,29 @@ type naming struct {
 
 type waitingFlow struct {
 	flow flow.Flow
-	due  time.Time
+	due  time.Time // until then news may come
+	last time.Time // then it goes, named or not; the zero time if it may wait
 }
+
+// maxEarlyWait is how long a first denial waits. What is not sure by then the
+// collector looks at again.
+const maxEarlyWait = 750 * time.Millisecond
 
 // maxWaiting bounds how many flows wait.
 const maxWaiting = 1 << 14
 
 func newNaming(w *window) *naming { return &naming{names: w.names, window: w} }
 
-// take names flows, and gives those whose names are settled.
-func (n *naming) take(flows []flow.Flow, now time.Time) []flow.Flow {
+// take names flows, and gives those whose names are settled. The others may
+// wait until last, if that is set.
+func (n *naming) take(flows []flow.Flow, now, last time.Time) []flow.Flow {
 	ready := flows[:0]
 	for _, f := range flows {
 		switch due := n.name(&f); {
 		case !now.Before(due):
 			ready = append(ready, f)
 		case len(n.waiting) < maxWaiting:
-			n.waiting = append(n.waiting, waitingFlow{f, due})
+			n.waiting = append(n.waiting, waitingFlow{f, due, last})
 		default:
 			ready = append(ready, n.unsettled(f, now))
 		}
@@ -51,11 +57,15 @@ func (n *naming) due(now time.Time) []flow.Flow {
 		if !now.Before(w.due) {
 			w.due = n.name(&w.flow)
 		}
-		if now.Before(w.due) {
+		switch {
+		case !now.Before(w.due):
+			ready = append(ready, w.flow)
+		case w.last.IsZero() || now.Before(w.last):
 			kept = append(kept, w)
-			continue
+		default:
+			n.name(&w.flow)
+			ready = append(ready, n.unsettled(w.flow, now))
 		}
-		ready = append(ready, w.flow)
 	}
 	clear(n.waiting[len(kept):])
 	n.waiting = kept

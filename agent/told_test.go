@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -38,7 +39,7 @@ func TestADenialThatAPluginTells(t *testing.T) {
 		Direction: flow.DirectionEgress, Policies: []flow.PolicyRef{webPolicy}, Source: named, Destination: named,
 	}))
 	s.tell(1, web, out, 4000, flow.VerdictDenied, told(flow.Told{Policies: []flow.PolicyRef{webPolicy, dbPolicy}, Packets: 5}))
-	flows := newNaming(s.window).take(s.earlyFlows(), clock(1))
+	flows := newNaming(s.window).take(s.earlyFlows(), clock(1), time.Time{})
 	wantRows(t, flows, row{web, out, 3306, flow.VerdictDenied, flow.ReasonLogged, 1, 0})
 	f := flows[0]
 	if !slices.Equal(f.Policies, []flow.PolicyRef{webPolicy, dbPolicy}) {
@@ -58,7 +59,7 @@ func TestADenialThatAPluginTells(t *testing.T) {
 func TestADenialBetweenLocalPodsHasTheRefusingSide(t *testing.T) {
 	s := newScene(nil)
 	s.tell(0, web, db, 4000, flow.VerdictDenied, ingress)
-	flows := newNaming(s.window).take(s.earlyFlows(), clock(1))
+	flows := newNaming(s.window).take(s.earlyFlows(), clock(1), time.Time{})
 	if len(flows) != 1 || flows[0].Direction != flow.DirectionIngress {
 		t.Errorf("flows %+v, want one that is ingress", flows)
 	}
@@ -107,7 +108,8 @@ func TestAllowancesThatAPluginTells(t *testing.T) {
 				s.track(far, db, 4000, 3306).say(5, flow.EventNew, nil)
 				s.tell(5, far, db, 4000, flow.VerdictAllowed, ingress)
 			},
-			nil, []row{{far, db, 3306, flow.VerdictAllowed, flow.ReasonLogged, 1, 0}},
+			nil,
+			[]row{{far, db, 3306, flow.VerdictAllowed, flow.ReasonLogged, 1, 0}},
 		},
 		{
 			"what was let out and has no reply is unanswered, once", true,
@@ -115,7 +117,8 @@ func TestAllowancesThatAPluginTells(t *testing.T) {
 				s.tell(5, web, far, 4000, flow.VerdictAllowed, egress)
 				s.track(web, far, 4000, 3306).say(5, flow.EventNew, nil)
 			},
-			nil, []row{{web, far, 3306, flow.VerdictUnanswered, flow.ReasonNoReply, 1, 0}},
+			nil,
+			[]row{{web, far, 3306, flow.VerdictUnanswered, flow.ReasonNoReply, 1, 0}},
 		},
 		{
 			"without conntrack it is counted at once", false,

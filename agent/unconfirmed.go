@@ -41,9 +41,9 @@ type attempted struct {
 	icmp           uint16 // type and code
 	flags          uint8  // TCP
 	sources        flow.Source
-	nat            bool   // the tap logged it after DNAT
-	origin         bool   // it also logged it before, so that the Service is known
-	late           bool   // it was read so late that its end may be forgotten
+	nat            bool // the tap logged it after DNAT
+	origin         bool // it also logged it before, so that the Service is known
+	late           bool // it was read so late that its end may be forgotten
 }
 
 // sighting is a connection that conntrack confirmed.

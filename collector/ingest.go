@@ -171,7 +171,7 @@ func (r *report) store(ctx context.Context, message *flowauditv1.Batch) error {
 }
 
 // maxNameWait bounds how long a batch waits for names, whatever the clocks say.
-const maxNameWait = 2 * time.Second
+const maxNameWait = 10 * time.Second
 
 // name names a batch's flows. Where news of who had an address may still come,
 // it waits for them a while: the batch is neither stored nor acknowledged before.

@@ -92,8 +92,6 @@ func (c *claim) certain(a, b int64) bool { return c.sure <= b && c.doubt > a }
 type verdict struct {
 	claim     *claim   // who; nil if nobody is known, or several could be
 	ambiguous []*claim // those who could be
-	// firm says that later news will hardly change the answer.
-	firm bool
 }
 
 // decide says who had the address all the time from a to b. It names nobody
@@ -119,7 +117,7 @@ func decide(claims []claim, a, b int64) verdict {
 	case candidates == 0:
 		return verdict{}
 	case sure != nil && !contested(claims, sure, a, b):
-		return verdict{claim: sure, firm: sure.doubt == forever || sure.by.rank == rankService}
+		return verdict{claim: sure}
 	case sure == nil && candidates == 1 && possible.from <= a && possible.to > b && b < possible.gone:
 		return verdict{claim: possible}
 	}

@@ -36,6 +36,7 @@ type Index struct {
 	networks  *networks
 	services  servicePorts
 	ambiguous ambiguousEnds
+	lateness  lateness
 	version   atomic.Uint64 // one more for each change of who holds an address
 	hosts     atomic.Int64  // pods and nodes that are known
 	exact     atomic.Bool   // told by manifests
@@ -96,18 +97,14 @@ func (x *Index) Endpoint(addr netip.Addr, at time.Time) *flow.Endpoint {
 	t := at.UnixNano()
 	e, since := x.addresses.answer(addr)
 	if e == nil || t < since {
-		e, _ = x.judge(addr, t, t)
+		e = x.judge(addr, t, t)
 	}
 	return e
 }
 
-const (
-	// settling is how long news of a new holder may take.
-	settling = 750 * time.Millisecond
-	// late is how long it may take where the last holder is going or gone:
-	// kubelet tells a pod's address a moment after the pod has it.
-	late = 2 * time.Second
-)
+// settling is how long news of a new holder takes at most where nothing is
+// slow: kubelet tells a pod's address a moment after the pod has it.
+const settling = 2 * time.Second
 
 // Holder says who held addr all the time from one moment to another: nobody
 // where that was not one alone. news is how long after to the answer may
@@ -115,40 +112,37 @@ const (
 func (x *Index) Holder(addr netip.Addr, from, to time.Time) (e *flow.Endpoint, news time.Duration) {
 	a, b := from.UnixNano(), to.UnixNano()
 	e, since := x.addresses.answer(addr)
-	firm := e != nil && a >= since
-	if !firm {
-		e, firm = x.judge(addr, a, max(a, b))
+	if e == nil || a < since {
+		e = x.judge(addr, a, max(a, b))
 	}
-	return e, x.pace(addr, e, firm)
+	return e, x.pace(addr, e)
 }
 
 // pace is how long news about an answer may take.
-func (x *Index) pace(addr netip.Addr, e *flow.Endpoint, firm bool) time.Duration {
+func (x *Index) pace(addr netip.Addr, e *flow.Endpoint) time.Duration {
 	switch {
-	case x.exact.Load():
+	case x.exact.Load() || x.hosts.Load() == 0: // nobody tells anything
 		return 0
-	case e.Kind == flow.EndpointPod && firm:
-		return settling
-	case e.Kind == flow.EndpointPod || e.Kind == flow.EndpointAmbiguous || x.networks.contain(addr):
-		return late
-	case e == outside && addr.IsPrivate():
-		return settling // the first pod of a network that nobody told of may be there
+	case e.Kind == flow.EndpointNode || e.Kind == flow.EndpointService || e.Kind == flow.EndpointAPIServer:
+		return 0
+	case e.Kind == flow.EndpointPod || e.Kind == flow.EndpointAmbiguous || x.networks.mayContain(addr):
+		return settling + x.lateness.get()
 	}
 	return 0
 }
 
 // judge looks at the claims of an address.
-func (x *Index) judge(addr netip.Addr, a, b int64) (e *flow.Endpoint, firm bool) {
+func (x *Index) judge(addr netip.Addr, a, b int64) *flow.Endpoint {
 	switch v := decide(x.addresses.claims(addr), a, b); {
 	case v.claim != nil:
-		return v.claim.at(a).endpoint, v.firm
+		return v.claim.at(a).endpoint
 	case v.ambiguous != nil:
-		return x.ambiguous.get(candidates(v.ambiguous)), false
+		return x.ambiguous.get(candidates(v.ambiguous))
 	}
 	if x.options.Partial || special(addr) || x.hosts.Load() == 0 || x.networks.contain(addr) {
-		return nobody, false
+		return nobody
 	}
-	return outside, false
+	return outside
 }
 
 // Pod returns the pod that held addr at a moment; nil if no pod is known to have.

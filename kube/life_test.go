@@ -230,12 +230,37 @@ func TestNewsMayStillCome(t *testing.T) {
 		addr string
 		want time.Duration
 	}{
-		{"10.0.0.1", settling}, {"10.0.0.2", late}, {"10.0.0.3", late}, // among pods' addresses
+		{"10.0.0.1", settling}, {"10.0.0.2", settling}, {"10.0.0.3", settling}, // among pods' addresses
 		{"192.168.0.1", 0}, {"203.0.113.1", 0},
 	} {
 		if _, news := s.Holder(netip.MustParseAddr(c.addr), sec(20), sec(20)); news != c.want {
 			t.Errorf("%s: %s, want %s", c.addr, news, c.want)
 		}
+	}
+}
+
+func TestSlowNewsIsWaitedForLonger(t *testing.T) {
+	s := newStage(t)
+	wait := func(at float64) time.Duration {
+		_, news := s.Holder(netip.MustParseAddr("10.0.0.1"), sec(at), sec(at))
+		return news
+	}
+	s.set(0.5, runs("prompt", "10.0.0.1", 0))
+	if d := wait(1); d != settling {
+		t.Errorf("%s where news is prompt, want %s", d, settling)
+	}
+	s.set(12.5, runs("slow", "10.0.0.2", 10))
+	if d := wait(13); d != settling+1500*time.Millisecond {
+		t.Errorf("%s after news that was 1.5 to 2.5 s late", d)
+	}
+	s.set(70, runs("stuck", "10.0.0.3", 20))
+	if d := wait(71); d != settling+maxLateness {
+		t.Errorf("%s after news that was very late, want a bound of %s", d, settling+maxLateness)
+	}
+	s.set(80.5, runs("prompt-2", "10.0.0.4", 80))
+	s.set(91.5, runs("prompt-3", "10.0.0.5", 91))
+	if d := wait(92); d != settling {
+		t.Errorf("%s when news is prompt again, want %s", d, settling)
 	}
 }
 

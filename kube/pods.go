@@ -160,6 +160,7 @@ func (x *Index) readdress(r *podRecord, f *podFacts, m moment) {
 		}
 		return
 	}
+	x.noticeLateness(r, f, m)
 	r.ended = f.life.ended
 	r.moved = r.moved || len(r.addrs) > 0
 	for _, a := range r.addrs {
@@ -185,6 +186,19 @@ func (x *Index) readdress(r *podRecord, f *podFacts, m moment) {
 		}
 	}
 	r.addrs = now
+}
+
+// noticeLateness learns from a pod's first address and its end how late news is.
+func (x *Index) noticeLateness(r *podRecord, f *podFacts, m moment) {
+	if m.exact || m.first || m.asOf != m.now {
+		return // it tells of the past
+	}
+	switch l := &f.life; {
+	case len(r.addrs) == 0 && len(f.addrs) > 0 && l.proof != 0 && !r.moved:
+		x.lateness.notice(l.proof, m.now)
+	case l.ended && !r.ended && l.stopped != 0:
+		x.lateness.notice(l.stopped+second, m.now)
+	}
 }
 
 // stay goes on with a claim, or ends it if the pod has ended.

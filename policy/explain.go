@@ -74,8 +74,8 @@ func (s *Snapshot) explain(side *Side, direction int, subject, peer *End, c *Con
 	policies := &s.class(subject.Class).sides[direction]
 	switch side.Verdict {
 	case flow.VerdictUnknown:
-		for i := range policies.policies {
-			e.Problems = append(e.Problems, policies.policies[i].policy.problems...)
+		for _, p := range policies.selected() {
+			e.Problems = append(e.Problems, p.policy.problems...)
 		}
 	case flow.VerdictDenied:
 		a := &attempt{snapshot: s, direction: direction, subject: subject, peer: peer, connection: c}

@@ -25,9 +25,10 @@ const tracking = `table inet track {
 
 // reading is a source that runs in a namespace, and what it delivered.
 type reading struct {
-	t    *testing.T
-	seen chan flow.Observation
-	gaps chan flow.Gap
+	t      *testing.T
+	source *Source
+	seen   chan flow.Observation
+	gaps   chan flow.Gap
 }
 
 func read(t *testing.T, ns *netlab.Namespace, o Options) *reading {
@@ -51,6 +52,7 @@ func read(t *testing.T, ns *netlab.Namespace, o Options) *reading {
 	go func() {
 		done <- ns.Do(func() error { // dumps open their sockets while it runs
 			s, err := Open(o)
+			r.source = s
 			opened <- err
 			if err != nil {
 				return nil

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/mdlayher/netlink"
+	ctnetlink "github.com/ti-mo/conntrack"
 	"github.com/ti-mo/netfilter"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -59,6 +60,11 @@ type Source struct {
 	heal   chan struct{} // asks for a dump after a loss
 	asked  chan []Question
 
+	stats      func() ([]ctnetlink.Stats, error) // of the kernel's tracking; used by the dumps
+	closeStats func() error
+	drops      drops // at the last look
+	looked     time.Time
+
 	read, dumped, malformed, overruns, unanswered atomic.Uint64
 }
 
@@ -81,6 +87,11 @@ func Open(o Options) (*Source, error) {
 	if s.events, err = open(eventSize, s.listen); err != nil {
 		return nil, errors.Join(err, s.dumps.Close())
 	}
+	statistics, err := ctnetlink.Dial(nil)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open conntrack socket: %w", err), s.dumps.Close(), s.events.Close())
+	}
+	s.stats, s.closeStats = statistics.Stats, statistics.Close
 	return s, nil
 }
 

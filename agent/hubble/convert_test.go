@@ -123,6 +123,17 @@ func TestADropRepeatsTheVerdictBeforeIt(t *testing.T) {
 	}
 }
 
+func BenchmarkConvert(b *testing.B) {
+	f := published(b)[2]
+	b.ReportAllocs()
+	for b.Loop() {
+		var o flow.Observation
+		if _, err := convert(f, &o); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func FuzzConvert(f *testing.F) {
 	for _, p := range published(f) {
 		b, err := proto.Marshal(p)

@@ -136,16 +136,37 @@ func TestDecodeRecord(t *testing.T) {
 	}
 }
 
-func TestDecodeAllocatesNothing(t *testing.T) {
-	d := newDecoder(Group{Number: 100, Meaning: MeaningPrefix})
-	message := record(attr(nfulaPrefix, []byte("DPI|default\x00")), attr(nfulaSequence, []byte{0, 0, 0, 1}), attr(nfulaPayload, unhex(synV6)))
-	var o flow.Observation
-	if n := testing.AllocsPerRun(100, func() {
-		if _, _, err := d.decode(message, &o); err != nil {
+func TestDecodeAttempts(t *testing.T) {
+	for prefix, want := range map[string]flow.Observation{
+		"":               {Event: flow.EventAttempt},
+		AttemptInZone:    {Event: flow.EventAttempt, Zone: flow.ZoneNotDefault},
+		AttemptAfterNAT:  {Event: flow.EventAttempt, Status: flow.StatusDstNAT},
+		AttemptInZoneNAT: {Event: flow.EventAttempt, Zone: flow.ZoneNotDefault, Status: flow.StatusDstNAT},
+		AttemptUntracked: {Event: flow.EventUntracked},
+	} {
+		var o flow.Observation
+		d := newDecoder(Group{Number: 4242, Meaning: MeaningAttempt})
+		if _, _, err := d.decode(record(attr(nfulaPrefix, []byte(prefix+"\x00")), attr(nfulaPayload, unhex(icmpV4))), &o); err != nil {
 			t.Fatal(err)
 		}
-	}); n != 0 {
-		t.Errorf("%v allocations a record, want 0", n)
+		if o.Source != flow.SourceTap || o.Verdict != flow.VerdictUnknown || o.Event != want.Event || o.Zone != want.Zone || o.Status != want.Status || o.ICMPID != 1 {
+			t.Errorf("prefix %q: %+v", prefix, o)
+		}
+	}
+}
+
+func TestDecodeAllocatesNothing(t *testing.T) {
+	for prefix, meaning := range map[string]Meaning{"DPI|default": MeaningPrefix, AttemptInZoneNAT: MeaningAttempt} {
+		d := newDecoder(Group{Number: 100, Meaning: meaning})
+		message := record(attr(nfulaPrefix, []byte(prefix+"\x00")), attr(nfulaSequence, []byte{0, 0, 0, 1}), attr(nfulaPayload, unhex(synV6)))
+		var o flow.Observation
+		if n := testing.AllocsPerRun(100, func() {
+			if _, _, err := d.decode(message, &o); err != nil {
+				t.Fatal(err)
+			}
+		}); n != 0 {
+			t.Errorf("%v allocations a record with prefix %q, want 0", n, prefix)
+		}
 	}
 }
 

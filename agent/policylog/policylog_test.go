@@ -94,6 +94,25 @@ func answer(p Parser, line []byte) string {
 	return s
 }
 
+func BenchmarkParse(b *testing.B) {
+	for name, p := range parsers() {
+		log, err := os.ReadFile("testdata/" + name + ".log")
+		if err != nil {
+			b.Fatal(err)
+		}
+		line, _, _ := bytes.Cut(log, []byte("\n"))
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				o := flow.Observation{Time: 1}
+				if _, err := p.Parse(line, &o); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 func TestAVerdictIsJoinedWithTheLastPacketOfItsID(t *testing.T) {
 	k := &KubeNetworkPolicies{}
 	packet := func(id int, port int) []byte {

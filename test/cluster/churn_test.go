@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -153,36 +151,30 @@ type tally struct {
 
 func (n tally) all() uint64 { return n.named + n.ambiguous + n.unnamed + n.misnamed }
 
-func (c *churn) tally(flows []flow.Flow) tally {
-	var n tally
-	for _, f := range flows {
-		if f.Protocol != flow.UDP || f.Port < firstPort || !churnNetwork.Contains(f.Src) {
-			continue
-		}
-		want := churnName(int(f.Port) - firstPort)
-		switch s := f.Source; {
-		case s == nil:
-			n.unnamed += f.Connections
-		case s.Kind == flow.EndpointAmbiguous:
-			n.ambiguous += f.Connections
-		case s.Kind == flow.EndpointPod && s.Namespace == churnSpace && s.Pod == want:
-			n.named += f.Connections
-		default:
-			n.misnamed += f.Connections
-			n.wrong = append(n.wrong, fmt.Sprintf("%s to port %d is %s's, and named %s %s/%s, by %s at %s",
-				f.Src, f.Port, want, s.Kind, s.Namespace, s.Pod, f.Node, f.Start.Format(time.RFC3339Nano)))
-		}
+func (n *tally) add(f *flow.Flow) {
+	if f.Protocol != flow.UDP || f.Port < firstPort || !churnNetwork.Contains(f.Src) {
+		return
 	}
-	return n
+	want := churnName(int(f.Port) - firstPort)
+	switch s := f.Source; {
+	case s == nil:
+		n.unnamed += f.Connections
+	case s.Kind == flow.EndpointAmbiguous:
+		n.ambiguous += f.Connections
+	case s.Kind == flow.EndpointPod && s.Namespace == churnSpace && s.Pod == want:
+		n.named += f.Connections
+	default:
+		n.misnamed += f.Connections
+		n.wrong = append(n.wrong, fmt.Sprintf("%s to port %d is %s's, and named %s %s/%s, by %s at %s",
+			f.Src, f.Port, want, s.Kind, s.Namespace, s.Pod, f.Node, f.Start.Format(time.RFC3339Nano)))
+	}
 }
 
-// TestChurn replaces 200 pods a second; FLOWAUDIT_CHURN_PODS says how many.
+// TestChurn replaces 200 pods a second; in a soak until they made a million flows.
 func TestChurn(t *testing.T) {
 	pods := 1000
-	if s := os.Getenv("FLOWAUDIT_CHURN_PODS"); s != "" {
-		var err error
-		pods, err = strconv.Atoi(s)
-		must(t, err)
+	if soak() {
+		pods = 52_000
 	}
 	c := newChurn(t, 20)
 	began := time.Now()
@@ -198,11 +190,10 @@ func TestChurn(t *testing.T) {
 	must(t, group.Wait())
 	var n tally
 	err := lab.product.Until(t.Context(), time.Minute, "every flow", func() error {
-		flows, err := lab.product.Flows(t.Context(), "-n", churnSpace, "--verdict", everything)
-		if err != nil {
+		n = tally{}
+		if err := lab.product.Each(t.Context(), n.add, "-n", churnSpace, "--verdict", everything); err != nil {
 			return err
 		}
-		n = c.tally(flows)
 		if n.all() < uint64(c.sent) {
 			return fmt.Errorf("%d of %d connections", n.all(), c.sent)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -182,13 +183,18 @@ func (c *Cluster) StartAPI(ctx context.Context) error { return c.plane.startAPI(
 
 // Kubectl runs kubectl as admin, with what it reads from standard input.
 func (c *Cluster) Kubectl(ctx context.Context, input string, args ...string) (string, error) {
-	cmd := c.plane.ns.Command(ctx, c.plane.binary("kubectl"), append([]string{"--kubeconfig", c.plane.admin}, args...)...)
+	cmd := c.KubectlCommand(ctx, args...)
 	cmd.Stdin = strings.NewReader(input)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, out)
 	}
 	return string(out), nil
+}
+
+// KubectlCommand prepares kubectl as admin.
+func (c *Cluster) KubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
+	return c.plane.ns.Command(ctx, c.plane.binary("kubectl"), append([]string{"--kubeconfig", c.plane.admin}, args...)...)
 }
 
 // Apply creates or changes the objects of YAML documents.

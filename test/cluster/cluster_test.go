@@ -22,6 +22,7 @@ var lab struct {
 
 	ctx           context.Context // of the whole run
 	networkBefore string          // the machine's own
+	bin           string          // of flowaudit's programs
 	shop          *shop.Shop
 }
 
@@ -60,8 +61,7 @@ func begin(ctx context.Context) error {
 	if lab.networkBefore, err = rootNetwork(); err != nil {
 		return err
 	}
-	bin, err := product.Build(ctx)
-	if err != nil {
+	if lab.bin, err = product.Build(ctx); err != nil {
 		return err
 	}
 	o := cluster.DefaultOptions()
@@ -76,7 +76,7 @@ func begin(ctx context.Context) error {
 	if lab.enforcer, err = enforce.Start(ctx, lab.Client, nodes, enforce.DefaultOptions()); err != nil {
 		return err
 	}
-	lab.product, err = product.Start(ctx, lab.Cluster, product.Options{Bin: bin})
+	lab.product, err = product.Start(ctx, lab.Cluster, product.Options{Bin: lab.bin})
 	return err
 }
 

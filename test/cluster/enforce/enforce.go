@@ -69,7 +69,7 @@ func Start(ctx context.Context, client kubernetes.Interface, nodes map[string]No
 func cached[T any](store cache.Store) []T {
 	var all []T
 	for _, object := range store.List() {
-		all = append(all, *any(object).(*T))
+		all = append(all, *object.(*T))
 	}
 	return all
 }

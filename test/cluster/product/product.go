@@ -8,10 +8,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -22,8 +22,9 @@ import (
 
 // Options say how it runs.
 type Options struct {
-	Bin       string   // the directory of the programs, see Build
-	AgentArgs []string // beside the usual ones
+	Bin       string // the directory of the programs, see Build
+	Collector string // kubeconfig of the collector; "" is one with the rights of deploy/rbac
+	NoAgents  bool
 }
 
 // Product is a collector with the agents of all nodes.
@@ -77,13 +78,13 @@ func Start(ctx context.Context, c *cluster.Cluster, o Options) (*Product, error)
 		return nil, fmt.Errorf("make directory: %w", err)
 	}
 	p := &Product{Server: "unix:" + filepath.Join(dir, "collector.sock"), bin: o.Bin, dir: dir}
-	if err := p.start(ctx, c, o.AgentArgs); err != nil {
+	if err := p.start(ctx, c, o); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
 }
 
-func (p *Product) start(ctx context.Context, c *cluster.Cluster, agentArgs []string) error {
+func (p *Product) start(ctx context.Context, c *cluster.Cluster, o Options) error {
 	root, err := root(ctx)
 	if err != nil {
 		return err
@@ -92,14 +93,21 @@ func (p *Product) start(ctx context.Context, c *cluster.Cluster, agentArgs []str
 	if err != nil {
 		return err
 	}
+	if o.Collector != "" {
+		collector = o.Collector
+	}
 	cmd := c.Plane().Command(context.Background(), filepath.Join(p.bin, "flowaudit-collector"),
 		"--listen", p.Server, "--data", filepath.Join(p.dir, "data"), "--kubeconfig", collector)
 	if p.collector, err = process.Start("collector", p.dir, cmd); err != nil {
 		return err
 	}
-	p.agentArgs = slices.Concat([]string{
-		"--collector", p.Server, "--kubeconfig", agent, "--nflog-group", "100=denied", "--window", "2s", "--dump-interval", "1s",
-	}, agentArgs)
+	p.agentArgs = []string{"--collector", p.Server, "--kubeconfig", agent, "--nflog-group", "100=denied", "--window", "2s", "--dump-interval", "1s"}
+	if o.NoAgents {
+		return p.Until(ctx, readyLimit, "the collector", func() error {
+			_, err := p.Ask(ctx, "query", "nodes")
+			return err
+		})
+	}
 	return p.Watch(ctx, c.Nodes)
 }
 
@@ -141,23 +149,56 @@ func (p *Product) Command(ctx context.Context, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, filepath.Join(p.bin, "flowaudit"), append(args, "--server", p.Server)...)
 }
 
+// Problems are what flowaudit status says is wrong.
+func (p *Product) Problems(ctx context.Context) ([]string, error) {
+	out, err := p.Command(ctx, "status", "-o", "json").Output()
+	var exit *exec.ExitError
+	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 1) { // 1 says that there are some
+		return nil, fmt.Errorf("flowaudit status: %w", err)
+	}
+	var status struct{ Problems []string }
+	if err := json.Unmarshal(out, &status); err != nil {
+		return nil, fmt.Errorf("read status: %w", err)
+	}
+	return status.Problems, nil
+}
+
 // Flows are what flowaudit observe answers, with further flags.
 func (p *Product) Flows(ctx context.Context, args ...string) ([]flow.Flow, error) {
-	out, err := p.Ask(ctx, append([]string{"observe", "--all", "-o", "json"}, args...)...)
-	if err != nil {
-		return nil, err
-	}
 	var flows []flow.Flow
-	lines := bufio.NewScanner(strings.NewReader(out))
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		var f flow.Flow
-		if err := json.Unmarshal(lines.Bytes(), &f); err != nil {
-			return nil, err
-		}
-		flows = append(flows, f)
+	err := p.Each(ctx, func(f *flow.Flow) { flows = append(flows, *f) }, args...)
+	return flows, err
+}
+
+// Each gives the flows one by one, for more than fit in memory.
+func (p *Product) Each(ctx context.Context, take func(*flow.Flow), args ...string) error {
+	cmd := p.Command(ctx, append([]string{"observe", "--all", "-o", "json"}, args...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
 	}
-	return flows, lines.Err()
+	if err != nil {
+		return fmt.Errorf("flowaudit observe: %w", err)
+	}
+	lines := bufio.NewScanner(out)
+	lines.Buffer(nil, 1<<20)
+	for err == nil && lines.Scan() {
+		var f flow.Flow
+		if err = json.Unmarshal(lines.Bytes(), &f); err == nil {
+			take(&f)
+		}
+	}
+	// Wait last: it closes what is read.
+	if _, drained := io.Copy(io.Discard, out); drained != nil {
+		err = errors.Join(err, drained)
+	}
+	if ended := cmd.Wait(); ended != nil {
+		ended = fmt.Errorf("flowaudit observe: %w: %s", ended, stderr.String())
+		return errors.Join(err, ended)
+	}
+	return errors.Join(err, lines.Err())
 }
 
 // Until tries something until it works.
