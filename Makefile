@@ -12,7 +12,7 @@ SOURCES  := $(shell find . -name '*.go' -not -path './tools/*') go.mod go.sum
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: need-build $(BIN)/flowaudit-agent $(BIN)/flowaudit-collector $(BIN)/flowaudit ## Build bin/flowaudit-agent, bin/flowaudit-collector and bin/flowaudit
@@ -32,15 +32,24 @@ demo: need-kernel build ## Show it on real kernel events: a policy, and who trie
 	@$(GO) build -o $(BIN)/demo ./demo
 	@$(BIN)/demo
 
+.PHONY: demo-cluster
+demo-cluster: need-kernel need-build need-cluster ## Show the same on a real Kubernetes in network namespaces (root; KEEP=1 leaves it running)
+	@cd test/cluster && $(GO) build -o ../../$(BIN)/demo-cluster ./demo && ../../$(BIN)/demo-cluster
+
 .PHONY: test
-test: need-kernel need-build need-clickhouse ## Run all tests, with the race detector, on the real kernel (root)
+test: need-kernel need-build need-clickhouse need-cluster ## Run all tests, with the race detector, on the real kernel and a real Kubernetes (root)
 	$(GO) vet ./...
 	FLOWAUDIT_LIBCHDB=$(LIBCHDB) CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
+	cd test/cluster && $(GO) vet ./...
+	cd test/cluster && CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m -p 1 ./...
 
 .PHONY: lint
 lint: need-build ## Check style, generated code and go.mod
 	$(TOOL) golangci-lint run ./...
+	cd test/cluster && $(GO) tool -modfile=../../tools/go.mod golangci-lint run ./...
 	$(GO) mod tidy -diff
+	cd test/cluster && $(GO) mod tidy -diff
+	cd test/cluster/kubernetes && $(GO) mod tidy -diff
 	@tools/generated.sh check
 
 .PHONY: generate
@@ -53,8 +62,9 @@ bench: need-kernel need-bench build ## Measure: one table of costs, losses and t
 	@$(BIN)/bench
 
 .PHONY: soak
-soak: need-kernel need-build ## Run the kernel tests for long, with many connections (root)
+soak: need-kernel need-build need-cluster ## Run the kernel and cluster tests for long, with many connections (root)
 	FLOWAUDIT_SOAK=10m CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 60m -v ./test/kernel
+	cd test/cluster && FLOWAUDIT_SOAK=10m $(GO) test -count=1 -timeout 60m -v .
 
 .PHONY: clean
 clean: ## Remove what build made
@@ -68,7 +78,7 @@ define need
 
 endef
 
-.PHONY: need-build need-kernel need-bench need-clickhouse need-npm
+.PHONY: need-build need-kernel need-bench need-clickhouse need-npm need-cluster
 need-build:
 	$(call need,gcc,gcc)
 	$(call need,g++,g++)
@@ -76,6 +86,12 @@ need-build:
 need-kernel:
 	$(call need,ip,iproute2)
 	$(call need,nft,nftables)
+	$(call need,iptables-restore,iptables)
+	$(call need,ipset,ipset)
+
+# Kubernetes is built once, which takes minutes.
+need-cluster:
+	@cd test/cluster && $(GO) run ./prepare
 
 # The tests start servers of their own: the package's is not to run.
 need-clickhouse:

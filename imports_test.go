@@ -53,13 +53,28 @@ var mayImport = map[string][]string{
 	"queries":                    {},
 	"policy":                     {"flow"},
 	"kube":                       {"flow"},
+	"policy/lint":                {},
+	"policy/history":             {"flow", "policy"},
+	"policy/history/historytest": {"flow", "policy/history"},
+	"policy/replay":              {"flow", "policy", "policy/history"},
+	"policy/unused":              {"flow", "policy", "policy/history", "policy/replay"},
+	"policy/suggest":             {"flow", "policy", "policy/history", "policy/replay", "policy/unused"},
 	"proto/dial":                 {},
 	"proto/zstd":                 {},
+	"proto/goldmane":             {},
 	"proto/flowaudit/v1":         {"flow"},
 	"agent/nlmsg":                {},
-	"agent/nflog":                {"flow", "agent/nlmsg"},
-	"agent/conntrack":            {"flow", "agent/nlmsg"},
-	"agent":                      {"flow", "kube", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "agent/nflog", "agent/conntrack"},
+	"agent/calico":               {"flow"},
+	"agent/policylog":            {"flow", "agent/calico"},
+	"agent/follow":               {"flow"},
+	"agent/kmsg":                 {"flow"},
+	"agent/hubble":               {"flow"},
+	"agent/felix":                {"flow", "agent/calico", "proto/goldmane"},
+	"agent/nflog":                {"flow", "agent/nlmsg", "agent/calico"},
+	"agent/nftable":              {},
+	"agent/conntrack":            {"flow", "agent/nlmsg", "agent/nftable"},
+	"agent/tap":                  {"flow", "agent/nlmsg", "agent/nftable", "agent/nflog", "agent/conntrack"},
+	"agent":                      {"flow", "kube", "agent/calico", "agent/felix", "agent/follow", "agent/hubble", "agent/kmsg", "agent/policylog", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "agent/nflog", "agent/conntrack", "agent/tap"},
 	"collector/store":            {"flow"},
 	"collector/store/columns":    {"flow"},
 	"collector/store/storetest":  {"flow", "queries", "collector/store"},
@@ -68,11 +83,13 @@ var mayImport = map[string][]string{
 	"collector":                  {"flow", "kube", "policy", "queries", "proto/flowaudit/v1", "collector/store"},
 	"cmd/flowaudit-agent":        {"flow", "agent", "agent/nflog", "proto/zstd", "proto/flowaudit/v1"},
 	"cmd/flowaudit-collector":    {"collector", "collector/store", "collector/store/clickhouse", "collector/store/duckdb", "proto/zstd", "proto/flowaudit/v1"},
-	"cmd/flowaudit":              {"flow", "queries", "proto/dial", "proto/zstd", "proto/flowaudit/v1"},
+	"cmd/flowaudit":              {"flow", "kube", "policy", "policy/history", "policy/lint", "policy/replay", "policy/suggest", "policy/unused", "queries", "proto/dial", "proto/zstd", "proto/flowaudit/v1"},
 	"test/netlab":                {},
-	"demo":                       {"flow", "test/netlab"},
+	"test/netlab/traffic":        {},
+	"demo":                       {"flow", "test/netlab", "test/netlab/traffic"},
 	"bench":                      {"flow", "queries", "agent", "agent/nlmsg", "agent/nflog", "agent/conntrack", "collector", "collector/store", "collector/store/storetest", "collector/store/duckdb", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "test/netlab"},
 	"test/kernel":                {},
+	"test/chdb":                  {},
 }
 
 func TestImportsRunOneWay(t *testing.T) {
@@ -172,7 +189,7 @@ func TestReadmeCommandsExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, target := range []string{"help", "build", "demo", "test", "lint", "bench", "soak", "generate", "clean"} {
+	for _, target := range []string{"help", "build", "demo", "demo-cluster", "test", "lint", "bench", "soak", "generate", "clean"} {
 		if !strings.Contains(string(makefile), "\n"+target+":") {
 			t.Errorf("Makefile has no target %s", target)
 		}

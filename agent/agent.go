@@ -11,6 +11,7 @@ import (
 
 	"github.com/flowaudit/flowaudit/agent/conntrack"
 	"github.com/flowaudit/flowaudit/agent/nflog"
+	"github.com/flowaudit/flowaudit/agent/tap"
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
@@ -45,6 +46,9 @@ type agent struct {
 	loop    *loop
 	cluster interface{ Run(context.Context) error } // keeps the names up to date; nil if nothing does
 	watch   *kube.Watch                             // nil if no API server is asked
+	index   *kube.Index                             // nil if the cluster is not known
+	plugins []chosen                                // sources of network plugins
+	notes   []string                                // which sources are read, and why
 	limits  []string
 	started time.Time
 }
@@ -53,6 +57,7 @@ type agent struct {
 // network namespace.
 func (a *agent) prepare() (release func(), err error) {
 	release = func() {}
+	a.plugins = a.choose(thisHost)
 	names, localNode, err := a.names()
 	if err != nil {
 		return nil, err
@@ -65,10 +70,12 @@ func (a *agent) prepare() (release func(), err error) {
 	if a.Conntrack {
 		a.limits = append(a.limits, conntrack.Limits()...)
 	}
+	a.limits = append(a.limits, a.pluginLimits()...)
 	t := newTable(tableOptions{
 		Names: names, LocalNode: localNode, Unanswered: a.UnansweredAfter,
 		MaxConns: a.MaxConnections, MaxFlows: a.MaxFlows, PerConn: a.PerConnection,
-		Confirmed: a.confirmed(), Conntrack: a.Conntrack,
+		Confirmed: a.confirmed(elsewhere(a.plugins)), Conntrack: a.Conntrack,
+		Witness: a.witness(), Tap: a.Tap, TapPods: a.TapPods,
 	})
 	if err := a.restore(t); err != nil {
 		release()
@@ -77,7 +84,7 @@ func (a *agent) prepare() (release func(), err error) {
 	a.sources = newSources(a.openers(), a.inbox.lost, a.Log)
 	a.loop = newLoop(loopOptions{
 		Node: a.reporter(), Scope: a.Scope, Window: a.Window, StateDir: a.StateDir, Log: a.Log,
-		Status: a.status, Malformed: a.sources.malformedBySource,
+		Status: a.status, Malformed: a.sources.malformedBySource, Ask: a.ask,
 	}, t, a.inbox, a.queue.put)
 	return release, nil
 }
@@ -91,6 +98,7 @@ func (a *agent) names() (n namer, localNode string, err error) {
 	switch {
 	case a.Access.Wanted():
 		x := kube.New(kube.Options{Partial: true})
+		a.index = x
 		a.watch, err = kube.OpenWatch(kube.WatchOptions{
 			Access: a.Access, Node: a.Node, UserAgent: "flowaudit-agent/" + a.Version, Index: x, Lost: a.inbox.lost, Log: a.Log,
 		})
@@ -98,6 +106,7 @@ func (a *agent) names() (n namer, localNode string, err error) {
 		return x, a.Node, err
 	case a.Manifests != "":
 		x := kube.NewIndex()
+		a.index = x
 		a.cluster, err = kube.OpenManifests(a.Manifests, x, a.Log)
 		return x, a.Node, err
 	}
@@ -166,7 +175,7 @@ func (a *agent) openers() []opener {
 	for _, g := range a.NFLOG {
 		all = append(all, opener{"nflog:" + fmt.Sprint(g.Number), func() (source, error) {
 			s, err := nflog.Open(nflog.Options{
-				Group: g, Node: a.reporter(), Deliver: a.inbox.deliver, Lost: a.inbox.lost, Logger: a.Log,
+				Group: g, Node: a.reporter(), Policies: a.clusterPolicies(), Deliver: a.inbox.deliver, Lost: a.inbox.lost, Logger: a.Log,
 			})
 			if err != nil {
 				return nil, err
@@ -185,7 +194,10 @@ func (a *agent) openers() []opener {
 			return conntrackSource{s}, nil
 		}})
 	}
-	return all
+	if a.Tap {
+		all = append(all, opener{"tap", a.openTap})
+	}
+	return append(all, a.pluginOpeners()...)
 }
 
 type nflogSource struct{ *nflog.Source }
@@ -196,8 +208,28 @@ type conntrackSource struct{ *conntrack.Source }
 
 func (s conntrackSource) Malformed() uint64 { return s.Stats().Malformed }
 
+type tapSource struct{ *tap.Source }
+
+func (s tapSource) Malformed() uint64 { return s.Stats().Malformed }
+
+func (a *agent) openTap() (source, error) {
+	s, err := tap.Open(tap.Options{
+		Group: a.TapGroup, Pods: a.TapPods, Node: a.reporter(), Deliver: a.inbox.deliver, Lost: a.inbox.lost, Logger: a.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return tapSource{s}, nil
+}
+
+// ask asks the conntrack source that is open, if one is.
+func (a *agent) ask(questions []conntrack.Question) bool {
+	s, open := a.sources.get("conntrack").(conntrackSource)
+	return open && s.Ask(questions)
+}
+
 func (a *agent) status() flow.AgentStatus {
-	s := flow.AgentStatus{Version: a.Version, Started: a.started, Sources: a.sources.names(), Limits: a.limits}
+	s := flow.AgentStatus{Version: a.Version, Started: a.started, Sources: a.sources.names(), Notes: a.notes, Limits: a.limits}
 	if a.watch != nil {
 		w := a.watch.Status()
 		s.Skew, s.Limits = w.Skew, slices.Concat(a.limits, w.Problems)

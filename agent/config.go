@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/flowaudit/flowaudit/agent/nflog"
@@ -22,9 +24,13 @@ type Options struct {
 	Collector dial.Options
 	Version   string
 
+	Sources      []Choice // beside NFLOG and Conntrack
 	NFLOG        []nflog.Group
 	Conntrack    bool
-	DumpInterval time.Duration // 0 takes the source's default
+	DumpInterval time.Duration  // 0 takes the source's default
+	Tap          bool           // log attempts by rules of our own
+	TapGroup     uint16         // NFLOG group of the tap
+	TapPods      []netip.Prefix // what the tap is limited to; empty for everything
 
 	Window           time.Duration
 	UnansweredAfter  time.Duration
@@ -57,6 +63,7 @@ func DefaultOptions() Options {
 	return Options{
 		Cluster:          "default",
 		Conntrack:        true,
+		TapGroup:         4242,
 		Window:           10 * time.Second,
 		UnansweredAfter:  10 * time.Second,
 		MaxConnections:   1 << 20,
@@ -76,8 +83,11 @@ func (o *Options) Validate() error {
 	if o.Scope == flow.ScopePod && (o.Pod.Name == "" || o.Pod.Namespace == "") {
 		bad("--scope=pod needs the pod's own name and namespace: set POD_NAME and POD_NAMESPACE by the downward API")
 	}
-	if len(o.NFLOG) == 0 && !o.Conntrack {
-		bad("nothing to read: give --nflog-group, or leave --conntrack on")
+	if len(o.Sources) == 0 && len(o.NFLOG) == 0 && !o.Conntrack {
+		bad("nothing to read: give --source or --nflog-group, or leave --conntrack on")
+	}
+	if o.Tap && !o.Conntrack {
+		bad("--tap needs --conntrack: an attempt was refused when conntrack never confirms it")
 	}
 	if o.Collector.Address == "" {
 		bad("--collector is empty: give host:port or unix:PATH")
@@ -110,18 +120,27 @@ func (o *Options) Validate() error {
 	default:
 		bad("--trust-confirmed %q: want auto, yes or no", o.ConfirmedAllowed)
 	}
+	for i, c := range o.Sources {
+		if slices.ContainsFunc(o.Sources[:i], func(before Choice) bool { return before.Name == c.Name && (before == c || single(c.Name)) }) {
+			bad("--source %s is given twice", c.Name)
+		}
+	}
 	seen := make(map[uint16]bool)
+	if o.Tap {
+		seen[o.TapGroup] = true
+	}
 	for _, g := range o.NFLOG {
 		if seen[g.Number] {
-			bad("--nflog-group %d is given twice", g.Number)
+			bad("--nflog-group %d is given twice, or is the tap's: see --tap-group", g.Number)
 		}
 		seen[g.Number] = true
 	}
 	return errors.Join(errs...)
 }
 
-// confirmed decides whether confirmed connections to local pods are allowed ones.
-func (o *Options) confirmed() bool {
+// confirmed decides whether confirmed connections to local pods are allowed
+// ones. elsewhere says that something else than netfilter enforces.
+func (o *Options) confirmed(elsewhere bool) bool {
 	switch o.ConfirmedAllowed {
 	case ConfirmedTrust:
 		return true
@@ -129,7 +148,7 @@ func (o *Options) confirmed() bool {
 		return false
 	}
 	// What reaches a pod's own namespace has passed whatever enforces.
-	return o.Scope == flow.ScopePod || len(o.NFLOG) > 0
+	return o.Scope == flow.ScopePod || (len(o.NFLOG) > 0 || o.Tap) && !elsewhere
 }
 
 // reporter names who reports: pods of one node must not be taken for one.

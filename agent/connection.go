@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -26,7 +27,7 @@ func keyOf(o *flow.Observation) connKey {
 // connSrcPort tells concurrent pings apart where there is no port.
 func connSrcPort(o *flow.Observation) uint16 {
 	if o.Protocol.IsICMP() {
-		return uint16(o.ID)
+		return o.ICMPID
 	}
 	return o.Original.SrcPort
 }
@@ -55,6 +56,22 @@ type conn struct {
 	verdict    flow.Verdict // of a counted connection
 	reason     flow.Reason  // why it has that verdict
 	found      bool         // a dump told of it before an event did
+	matched    bool         // the tap's record of its first packet was read
+	matchedNAT bool         // so was the one after NAT, or the connection is remembered for it
+	// contradicted: a rule's log called a packet of it refused, before it was confirmed.
+	contradicted bool
+}
+
+// foundAge is how old a connection may be that a dump finds: what has ended
+// stays in the kernel's table for up to two minutes, or three without ports.
+const foundAge = 3 * time.Minute
+
+// began is when the connection began at the earliest, for what is known.
+func (c *conn) began() int64 {
+	if c.found {
+		return c.start - int64(foundAge)
+	}
+	return c.start
 }
 
 // connTable keeps live connections in chunks that never move: growing costs

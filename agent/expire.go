@@ -26,7 +26,7 @@ func (t *table) foundAtStart(k *connKey, o *flow.Observation) {
 	if c == nil {
 		return
 	}
-	if _, ok := t.known[*k]; !ok && o.Counted {
+	if _, ok := t.known[*k]; !ok {
 		c.sent, c.received, c.found = o.Sent, o.Received, true
 	}
 }
@@ -114,6 +114,7 @@ func (t *table) earlyFlows() []flow.Flow {
 // closeWindow ends the window at a time and gives its flows.
 func (t *table) closeWindow(now time.Time) []flow.Flow {
 	t.expire(now.UnixNano())
+	t.settle(now.UnixNano(), false)
 	t.early = t.early[:0]
 	t.forgetDenials(now.UnixNano())
 	return t.window.close()

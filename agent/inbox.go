@@ -13,8 +13,9 @@ type inbox struct {
 	full  chan []flow.Observation
 	empty chan []flow.Observation
 
-	mu   sync.Mutex
-	gaps []flow.Gap
+	mu    sync.Mutex
+	gaps  []flow.Gap
+	flows []flow.Flow // that a network plugin has aggregated itself
 }
 
 const (
@@ -76,6 +77,31 @@ func (b *inbox) lost(g flow.Gap) {
 		return
 	}
 	b.gaps = append(b.gaps, g)
+}
+
+// maxReported bounds the flows that wait for the window's end.
+const maxReported = 1 << 16
+
+// report takes flows in that a network plugin has aggregated itself.
+func (b *inbox) report(flows []flow.Flow) {
+	b.mu.Lock()
+	room := maxReported - len(b.flows)
+	kept := flows[:min(len(flows), room)]
+	b.flows = append(b.flows, kept...)
+	b.mu.Unlock()
+	if n := len(flows) - len(kept); n > 0 {
+		now := time.Now()
+		b.lost(flow.Gap{Kind: flow.GapTable, Start: now, End: now, Lost: uint64(n), Detail: "a network plugin reported more flows than a window holds"})
+	}
+}
+
+// takeFlows returns the flows since the last call.
+func (b *inbox) takeFlows() []flow.Flow {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f := b.flows
+	b.flows = nil
+	return f
 }
 
 // takeGaps returns the gaps since the last call.

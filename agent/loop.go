@@ -2,8 +2,10 @@ package agent
 
 import (
 	"log/slog"
+	"slices"
 	"time"
 
+	"github.com/flowaudit/flowaudit/agent/conntrack"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -27,6 +29,9 @@ type loopOptions struct {
 	Log      *slog.Logger
 	// Status describes the agent but for what the table counts.
 	Status func() flow.AgentStatus
+	// Ask asks conntrack whether connections are tracked; false if it cannot be
+	// asked now.
+	Ask func([]conntrack.Question) bool
 	// Malformed counts messages that could not be decoded, by source.
 	Malformed func() map[string]uint64
 }
@@ -59,7 +64,9 @@ func (l *loop) run() {
 			}
 			l.take(observations)
 		case <-early.C:
-			l.sendEarly(time.Now())
+			now := time.Now()
+			l.look(now)
+			l.sendEarly(now)
 		case <-window.C:
 			l.closeWindow()
 			window.Reset(l.untilWindowEnd())
@@ -69,7 +76,7 @@ func (l *loop) run() {
 
 // sendEarly gives first denials, and flows that had to wait for a name.
 func (l *loop) sendEarly(now time.Time) {
-	flows := append(l.naming.take(l.table.earlyFlows(), now), l.naming.due(now)...)
+	flows := append(l.naming.take(l.table.earlyFlows(), now, now.Add(maxEarlyWait)), l.naming.due(now)...)
 	if len(flows) > 0 {
 		l.send(flows, l.covered, nil)
 	}
@@ -92,9 +99,20 @@ func (l *loop) take(observations []flow.Observation) {
 	}
 }
 
+// look decides attempts that have waited long enough.
+func (l *loop) look(now time.Time) {
+	questions := l.table.look(now.UnixNano())
+	if len(questions) > 0 && !l.Ask(questions) {
+		l.table.unasked(questions)
+	}
+	if l.table.full() {
+		l.closeWindow()
+	}
+}
+
 func (l *loop) closeWindow() {
 	now := time.Now()
-	flows := l.naming.take(l.table.closeWindow(now), now)
+	flows := append(l.naming.take(l.table.closeWindow(now), now, time.Time{}), l.inbox.takeFlows()...)
 	l.send(flows, now, l.windowGaps(now))
 	if l.StateDir != "" && now.Sub(l.saved) >= saveInterval {
 		l.save(now)
@@ -108,6 +126,12 @@ func (l *loop) windowGaps(now time.Time) []flow.Gap {
 		gaps = append(gaps, flow.Gap{
 			Source: "conntrack", Kind: flow.GapTable, Start: l.covered, End: now, Lost: n,
 			Detail: "more connections than the agent's table holds: raise --max-connections",
+		})
+	}
+	if n := l.table.takeDropped(); n > 0 {
+		gaps = append(gaps, flow.Gap{
+			Source: "tap", Kind: flow.GapTable, Start: l.covered, End: now, Lost: n,
+			Detail: "more connection attempts at once than the agent can watch",
 		})
 	}
 	for source, n := range l.Malformed() {
@@ -127,6 +151,10 @@ func (l *loop) send(flows []flow.Flow, until time.Time, gaps []flow.Gap) {
 	status := l.Status()
 	status.Observations = l.table.stats.observations
 	status.Connections = uint64(l.table.conns.len())
+	status.Contradicted = l.table.stats.contradicted
+	if l.table.stats.untracked > 0 {
+		status.Limits = append(slices.Clip(status.Limits), limitUntracked)
+	}
 	for _, b := range split(flow.Batch{
 		Node: l.Node, Scope: l.Scope, Start: l.covered, End: until, Flows: flows, Gaps: gaps, Agent: status,
 	}) {
@@ -139,12 +167,14 @@ func (l *loop) send(flows []flow.Flow, until time.Time, gaps []flow.Gap) {
 // next run where there is a place, else it is told as it stands.
 func (l *loop) stop() {
 	now := time.Now()
+	l.table.leaveUnconfirmed()
 	flows := l.table.closeWindow(now)
 	if l.StateDir == "" || !l.save(now) {
 		l.table.pendingFlows(now)
-		flows = append(flows, l.table.window.close()...)
 	}
-	flows = append(l.naming.take(flows, now), l.naming.rest()...)
+	l.table.settle(now.UnixNano(), true)
+	flows = append(flows, l.table.window.close()...)
+	flows = append(append(l.naming.take(flows, now, time.Time{}), l.naming.rest(now)...), l.inbox.takeFlows()...)
 	l.send(flows, now, l.windowGaps(now))
 }
 

@@ -46,6 +46,9 @@ func newSources(openers []opener, lost func(flow.Gap), log *slog.Logger) *source
 
 // start opens all sources. It fails only if none opens: the others' work goes on.
 func (s *sources) start() (failed map[string]error, err error) {
+	if len(s.openers) == 0 {
+		return nil, errors.New("nothing to read: auto found no source, and --conntrack is off")
+	}
 	failed = make(map[string]error)
 	var all []error
 	for _, o := range s.openers {

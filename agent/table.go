@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
@@ -20,6 +21,12 @@ type table struct {
 	known    map[connKey]savedConn // counted by an earlier run of the agent; until the first dump ends
 	refused  uint64                // connections that did not fit since the last window
 	stats    tableStats
+
+	allowances  map[windowKey]*allowance
+	tracked     map[windowKey]struct{} // pairs that conntrack counted in the last window, as if allowed
+	plugins     bool                   // a plugin has told of an allowance
+	hints       hints
+	unconfirmed unconfirmed
 }
 
 type tableOptions struct {
@@ -27,15 +34,20 @@ type tableOptions struct {
 	LocalNode  string        // the node whose pods are local
 	Unanswered time.Duration // how long a connection may wait for a reply
 	MaxConns   int
-	MaxFlows   int  // open flows; beyond it the window closes early
-	PerConn    bool // one flow a connection
-	Confirmed  bool // a confirmed connection to a local pod has passed its policy
-	Conntrack  bool // conntrack is read, so logged allowances are not counted again
+	MaxFlows   int            // open flows; beyond it the window closes early
+	PerConn    bool           // one flow a connection
+	Confirmed  bool           // a confirmed connection to a local pod has passed its policy
+	Conntrack  bool           // conntrack is read, so logged allowances are not counted again
+	Witness    bool           // a network plugin's log is read
+	Tap        bool           // the tap is read
+	TapPods    []netip.Prefix // what it is limited to; empty for everything
 }
 
 type tableStats struct {
 	observations uint64
 	fragments    uint64
+	contradicted uint64 // logged refusals of what conntrack confirmed
+	untracked    uint64
 }
 
 // denialMemory is how long a denied key is remembered: its first denial is
@@ -54,6 +66,10 @@ func newTable(o tableOptions) *table {
 		attempts:     newAttempts(),
 		denied:       make(map[windowKey]int64),
 		ended:        make(map[connKey]uint32),
+		allowances:   make(map[windowKey]*allowance),
+		tracked:      make(map[windowKey]struct{}),
+		hints:        make(hints),
+		unconfirmed:  newUnconfirmed(),
 	}
 }
 
@@ -75,6 +91,14 @@ func (t *table) observe(o *flow.Observation) {
 		t.dump++
 	case flow.EventDumpEnd:
 		t.dumpEnd(o.Time)
+	case flow.EventAttempt:
+		t.attempt(o)
+	case flow.EventUntracked:
+		t.untracked(o)
+	case flow.EventFound, flow.EventAbsent, flow.EventUnanswered:
+		t.answered(o)
+	case flow.EventLost:
+		t.unconfirmed.lost = max(t.unconfirmed.lost, o.Time)
 	}
 }
 
@@ -85,15 +109,26 @@ func (t *table) packet(o *flow.Observation) {
 		t.stats.fragments++
 		return
 	}
-	if o.Verdict == flow.VerdictUnknown {
-		return // a hint only: the record that decides comes by itself
-	}
 	k := windowKey{
 		src: o.Original.Src, dst: o.Original.Dst, port: flowPort(o, o.Original.DstPort),
 		protocol: o.Protocol, verdict: o.Verdict,
 	}
 	if t.PerConn {
 		k.srcPort = o.Original.SrcPort
+	}
+	if o.Verdict == flow.VerdictDenied && t.hold(o) {
+		t.hints.add(k, o)
+		return
+	}
+	if o.Verdict == flow.VerdictUnknown {
+		// The record that decides comes by itself.
+		t.hints.add(k, o)
+		return
+	}
+	if o.Verdict == flow.VerdictAllowed && o.Source&flow.Plugins != 0 {
+		t.plugins = true
+		t.permitted(&k, o)
+		return
 	}
 	f, fresh := t.window.flow(&k, o.Time, o.Time)
 	if fresh {
@@ -104,18 +139,32 @@ func (t *table) packet(o *flow.Observation) {
 	}
 	f.Sources |= o.Source
 	f.TCPFlags |= o.TCPFlags
+	f.hint(o.Told)
+	f.hint(t.hints.take(k, o.Original.SrcPort))
 	if o.Verdict == flow.VerdictAllowed && t.Conntrack {
 		return // conntrack counts it
 	}
-	f.Sent.Packets++
-	f.Sent.Bytes += uint64(o.Size)
-	f.Counted = true
+	t.countPacket(f, o)
 	if t.attempts.first(&k, o.Original.SrcPort, o.Time) {
 		f.Connections++
 	}
 	if f.SourcePort == 0 {
 		f.SourcePort = o.Original.SrcPort
 	}
+}
+
+// countPacket adds a logged packet.
+func (t *table) countPacket(f *openFlow, o *flow.Observation) {
+	if !f.counts(o.Source) {
+		return
+	}
+	n := uint64(1)
+	if o.Told != nil {
+		n = max(n, o.Told.Packets)
+	}
+	f.Sent.Packets += n
+	f.Sent.Bytes += n * uint64(o.Size)
+	f.Counted = f.Counted || o.Size > 0 // some logs tell no length: absent, not 0
 }
 
 func (t *table) firstDenial(k *windowKey, at int64) {
@@ -149,6 +198,7 @@ func (t *table) connection(o *flow.Observation) {
 		c.sent, c.received, c.found = flow.Counters{}, flow.Counters{}, false
 	}
 	c.dump = t.dump
+	t.confirmed(&k, c, o.Time)
 	t.learn(&k, c, o)
 }
 
@@ -182,7 +232,10 @@ func (t *table) learn(k *connKey, c *conn, o *flow.Observation) {
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonReply, o.Time)
 	case replied && c.reason == flow.ReasonConfirmed:
 		f, _ := t.flowOf(k, c, flow.VerdictAllowed, o.Time)
-		f.Reason, c.reason = flow.ReasonReply, flow.ReasonReply
+		c.reason = flow.ReasonReply
+		if f.Reason != flow.ReasonContradicted {
+			f.Reason = flow.ReasonReply
+		}
 	case c.state == connPending && t.Confirmed && t.window.localPod(addr(c.dst), c.start):
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonConfirmed, o.Time)
 	}
@@ -194,7 +247,11 @@ func (t *table) count(k *connKey, c *conn, v flow.Verdict, r flow.Reason, at int
 	f, fresh := t.flowOf(k, c, v, at)
 	f.start = min(f.start, c.start)
 	f.Connections++
-	if fresh || f.Reason == flow.ReasonNone || r == flow.ReasonReply {
+	if c.contradicted {
+		r = flow.ReasonContradicted
+		f.Sources |= flow.SourceNFLOG
+	}
+	if fresh || f.Reason == flow.ReasonNone || r == flow.ReasonContradicted || r == flow.ReasonReply && f.Reason != flow.ReasonContradicted {
 		f.Reason = r
 	}
 	if f.SourcePort == 0 && k.protocol.HasPorts() {
@@ -209,7 +266,8 @@ func (t *table) flowOf(k *connKey, c *conn, v flow.Verdict, at int64) (f *openFl
 	if t.PerConn {
 		wk.srcPort = k.srcPort
 	}
-	f, fresh = t.window.flow(&wk, at, c.start)
+	f, fresh = t.window.flow(&wk, at, c.began())
+	f.to = max(f.to, c.start)
 	if fresh {
 		f.Reason = c.reason
 	}
@@ -270,6 +328,7 @@ func (t *table) destroyed(o *flow.Observation) {
 			return
 		}
 	}
+	t.confirmed(&k, c, o.Time)
 	t.learn(&k, c, o)
 	if c.state == connPending {
 		c.reason = flow.ReasonNoReply
@@ -279,5 +338,6 @@ func (t *table) destroyed(o *flow.Observation) {
 		t.unanswered(&k, c, c.start)
 		t.takeCounters(&k, c, o)
 	}
+	t.gone(&k, c, o.Time)
 	t.conns.remove(&k, c)
 }

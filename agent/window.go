@@ -33,7 +33,9 @@ type windowKey struct {
 // openFlow is a flow whose window is still open.
 type openFlow struct {
 	flow.Flow
-	start, end int64 // Unix nanoseconds
+	start, end int64       // Unix nanoseconds
+	counter    flow.Source // whose packets are counted
+	told       ends
 	// from and to bound when its connections began, which says whose they
 	// are: the last counters of one may come when its address is another's.
 	from, to int64
@@ -131,11 +133,18 @@ func (w *window) localPod(a netip.Addr, at int64) bool {
 	return e != nil && e.Kind == flow.EndpointPod && e.Node == w.node
 }
 
+// pod reports whether addr belongs to a pod of any node.
+func (w *window) pod(a netip.Addr, at int64) bool {
+	e := w.names.Endpoint(a, time.Unix(0, at))
+	return e != nil && e.Kind == flow.EndpointPod
+}
+
 // take returns what the flow holds and leaves it empty, so that a later report
 // of the same window adds to it and repeats nothing.
 func (f *openFlow) take() flow.Flow {
 	out := f.Flow
 	out.Start, out.End = time.Unix(0, f.start), time.Unix(0, f.end)
+	f.told.fill(&out)
 	out.NamedFrom, out.NamedTo = time.Unix(0, f.from), time.Unix(0, f.to)
 	f.Connections, f.TCPFlags, f.Counted = 0, 0, false
 	f.Sent, f.Received = flow.Counters{}, flow.Counters{}

@@ -275,7 +275,8 @@ func agentMessage(r agentRecord) *flowauditv1.Agent {
 	a := &flowauditv1.Agent{
 		Node: r.node, Instance: r.instance, Scope: flowauditv1.Scope(r.scope), Version: r.status.Version,
 		LastSeen: r.lastSeen.UnixMilli(), FlowsPerSecond: r.flowRate.value, ObservationsPerSecond: r.observations.value,
-		Connections: r.status.Connections, Sources: r.status.Sources, Limits: r.status.Limits, Skew: r.status.Skew.Milliseconds(),
+		Connections: r.status.Connections, Sources: r.status.Sources, Limits: r.status.Limits, Notes: r.status.Notes, Skew: r.status.Skew.Milliseconds(),
+		Contradicted: r.status.Contradicted,
 	}
 	if !r.status.Started.IsZero() {
 		a.Started = r.status.Started.UnixMilli()

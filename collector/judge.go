@@ -129,9 +129,6 @@ func (j *judge) describe(addr netip.Addr, e *flow.Endpoint, at time.Time, state 
 		return policy.End{Addr: addr}
 	}
 	out := policy.End{Kind: e.Kind, Addr: addr, Node: e.Node}
-	if e.Kind == flow.EndpointAPIServer {
-		out.Kind = flow.EndpointOutside // no policy selects it, and only ipBlocks match it
-	}
 	if e.Kind != flow.EndpointPod {
 		return out
 	}
@@ -140,7 +137,7 @@ func (j *judge) describe(addr netip.Addr, e *flow.Endpoint, at time.Time, state 
 	if known := j.index.Pod(addr, at); known != nil && known.Namespace == e.Namespace && known.Pod == e.Pod {
 		p.Labels, p.Ports, p.PortsUnknown = known.AllLabels, namedPorts(known.Ports), false
 	}
-	p.NamespaceLabels = state.Namespaces()[e.Namespace]
+	p.NamespaceLabels = state.NamespaceLabels(e.Namespace)
 	out.Class, out.Pod = j.classes.Of(&p), e.Pod
 	return out
 }

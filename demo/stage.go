@@ -8,11 +8,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"strings"
-	"syscall"
-	"time"
 
 	"github.com/flowaudit/flowaudit/test/netlab"
+	"github.com/flowaudit/flowaudit/test/netlab/traffic"
 )
 
 //go:embed rules.nft
@@ -53,29 +51,13 @@ func (s *stage) build() error {
 	return errors.Join(s.serve(s.db, 3306), s.serve(s.db, 5432), s.serve(s.api, 8080))
 }
 
-// serve echoes what TCP clients send, on all of a pod's addresses.
-func (s *stage) serve(pod *netlab.Pod, port int) error {
-	var l net.Listener
-	if err := pod.Do(func() (err error) {
-		l, err = net.Listen("tcp", fmt.Sprintf("[::]:%d", port))
-		return err
-	}); err != nil {
-		return fmt.Errorf("serve port %d: %w", port, err)
+// serve echoes what clients send, on all of a pod's addresses.
+func (s *stage) serve(pod *netlab.Pod, port uint16) error {
+	server, err := traffic.Serve(pod, port)
+	if err == nil {
+		s.closers = append(s.closers, server)
 	}
-	s.closers = append(s.closers, l)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				_, _ = io.Copy(c, c) // a client that goes away ends it
-			}()
-		}
-	}()
-	return nil
+	return err
 }
 
 func (s *stage) Close() error {
@@ -106,7 +88,7 @@ func (s *stage) act(ctx context.Context) ([]deed, error) {
 	allowed := func(from *netlab.Pod, source, destination, addr string, d deed) error {
 		d.verdict, d.source, d.destination, d.protocol, d.bytes = "allowed", source, destination, "tcp", payload*d.connections
 		for range d.connections {
-			if err := talk(ctx, from, addr, payload); err != nil {
+			if err := traffic.Talk(ctx, from, "tcp", addr, payload); err != nil {
 				return err
 			}
 		}
@@ -115,7 +97,7 @@ func (s *stage) act(ctx context.Context) ([]deed, error) {
 	}
 	denied := func(from *netlab.Pod, source, network, ip string, port int, n uint64) error {
 		for range n {
-			if err := knock(ctx, from, network, net.JoinHostPort(ip, fmt.Sprint(port))); err != nil {
+			if err := traffic.Knock(ctx, from, network, net.JoinHostPort(ip, fmt.Sprint(port))); err != nil {
 				return err
 			}
 		}
@@ -151,70 +133,12 @@ func (s *stage) act(ctx context.Context) ([]deed, error) {
 }
 
 // hold opens a connection that stays.
-func (s *stage) hold(ctx context.Context) error {
-	return s.api.Do(func() (err error) {
-		s.long, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", s.db.IPv4.String()+":3306")
-		if err != nil {
-			return fmt.Errorf("open a long connection: %w", err)
-		}
-		return s.chat()
-	})
+func (s *stage) hold(ctx context.Context) (err error) {
+	if s.long, err = traffic.Connect(ctx, s.api, "tcp", s.db.IPv4.String()+":3306"); err != nil {
+		return fmt.Errorf("open a long connection: %w", err)
+	}
+	return s.chat()
 }
 
 // chat sends something over the long connection.
-func (s *stage) chat() error {
-	const payload = 4096
-	if err := s.long.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
-		return err
-	}
-	if _, err := s.long.Write(make([]byte, payload)); err != nil {
-		return fmt.Errorf("send: %w", err)
-	}
-	if _, err := io.ReadFull(s.long, make([]byte, payload)); err != nil {
-		return fmt.Errorf("receive: %w", err)
-	}
-	return nil
-}
-
-// talk connects, sends payload bytes and waits for their echo.
-func talk(ctx context.Context, from *netlab.Pod, addr string, payload int) error {
-	return from.Do(func() error {
-		c, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", addr)
-		if err != nil {
-			return fmt.Errorf("a connection that the policy allows: %w", err)
-		}
-		defer c.Close()
-		if _, err := c.Write(make([]byte, payload)); err != nil {
-			return fmt.Errorf("send: %w", err)
-		}
-		if _, err := io.ReadFull(c, make([]byte, payload)); err != nil {
-			return fmt.Errorf("receive: %w", err)
-		}
-		return nil
-	})
-}
-
-// knock tries what the policy refuses, and does not wait for an answer.
-func knock(ctx context.Context, from *netlab.Pod, network, addr string) error {
-	return from.Do(func() error {
-		d := &net.Dialer{Timeout: 150 * time.Millisecond}
-		if strings.HasPrefix(network, "udp") {
-			c, err := d.DialContext(ctx, network, addr)
-			if err != nil {
-				return fmt.Errorf("open a UDP socket: %w", err)
-			}
-			defer c.Close()
-			_, err = c.Write([]byte("anybody there?"))
-			return err
-		}
-		c, err := d.DialContext(ctx, network, addr)
-		if err == nil {
-			return errors.Join(fmt.Errorf("a connection to %s got through, though the policy refuses it", addr), c.Close())
-		}
-		var timeout net.Error
-		if errors.As(err, &timeout) && timeout.Timeout() || errors.Is(err, syscall.ECONNREFUSED) {
-			return nil
-		}
-		return fmt.Errorf("try %s: %w", addr, err)
-	})
-}
+func (s *stage) chat() error { return traffic.Exchange(s.long, 4096) }

@@ -56,10 +56,13 @@ type AgentStatus struct {
 	Observations uint64   // read from the sources since Started
 	Malformed    uint64   // messages that could not be decoded since Started
 	Connections  uint64   // live connections in the table
+	Contradicted uint64   // logged refusals of packets that conntrack confirmed, since Started
 	Sources      []string // open sources, such as "nflog:100" and "conntrack"
 	// Skew is how far the API server's clock is ahead of the node's; 0 if it
 	// was not measured.
 	Skew time.Duration
+	// Notes say in plain words which sources were chosen, and why.
+	Notes []string
 	// Limits says in plain words what this agent cannot see.
 	Limits []string
 }

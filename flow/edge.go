@@ -20,7 +20,23 @@ type EdgeKey struct {
 	Expected   Verdict
 	Assessment Assessment
 	Caveat     Caveat
+	Exempt     Exemption
 }
+
+// Exemption says why no policy can refuse an edge.
+type Exemption uint8
+
+// The exemptions.
+const (
+	ExemptNone    Exemption = iota
+	ExemptSamePod           // a pod talks to itself
+	ExemptOwnNode           // a pod and the node that runs it
+)
+
+var exemptionNames = [...]string{"", "same-pod", "own-node"}
+
+// String returns the exemption as it appears in JSON; ExemptNone is empty.
+func (x Exemption) String() string { return name(exemptionNames[:], uint8(x)) }
 
 // EdgeEnd is one end of an edge. Pods of one identity are one end; everything
 // else has an address.
@@ -106,6 +122,7 @@ func (b *EdgeBuilder) add(f *Flow) {
 	k := EdgeKey{
 		Cluster: f.Cluster, Source: edgeEnd(f.Src, f.Source), Destination: edgeEnd(f.Dst, f.Destination), Protocol: f.Protocol, Port: f.Port,
 		Direction: f.Direction, Verdict: f.Verdict, Expected: f.Expected, Assessment: f.Assessment, Caveat: f.Caveat,
+		Exempt: exemption(f.Source, f.Destination),
 	}
 	if f.TranslatedSrc != f.Src {
 		k.Seen = f.TranslatedSrc
@@ -152,6 +169,24 @@ func edgeEnd(addr netip.Addr, e *Endpoint) EdgeEnd {
 	out.Node = e.Node
 	out.Prefix = netip.PrefixFrom(addr, addr.BitLen())
 	return out
+}
+
+// exemption says whether both ends are one pod, or a pod and its node.
+func exemption(src, dst *Endpoint) Exemption {
+	if src == nil || dst == nil {
+		return ExemptNone
+	}
+	switch {
+	case src.Kind == EndpointPod && dst.Kind == EndpointPod:
+		if src.Pod != "" && src.Pod == dst.Pod && src.Namespace == dst.Namespace {
+			return ExemptSamePod
+		}
+	case src.Kind == EndpointPod && dst.Kind == EndpointNode, src.Kind == EndpointNode && dst.Kind == EndpointPod:
+		if src.Node != "" && src.Node == dst.Node {
+			return ExemptOwnNode
+		}
+	}
+	return ExemptNone
 }
 
 // outsideOf returns the outside address of an edge, and what it is counted by.

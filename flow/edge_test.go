@@ -89,3 +89,34 @@ func TestEdgesKeepOutsideAddressesUpToABound(t *testing.T) {
 		t.Errorf("%d networks with %d connections, want 17 with %d", len(wide), connections, maxOutside+1)
 	}
 }
+
+func TestEdgesSayWhatNoPolicyCanRefuse(t *testing.T) {
+	pod := func(name, node string) *Endpoint {
+		return &Endpoint{Kind: EndpointPod, Namespace: "shop", Pod: name, Identity: 1, Node: node}
+	}
+	node := func(name string) *Endpoint { return &Endpoint{Kind: EndpointNode, Node: name} }
+	for _, c := range []struct {
+		name     string
+		src, dst *Endpoint
+		want     Exemption
+	}{
+		{"a pod and itself", pod("a", "n1"), pod("a", "n1"), ExemptSamePod},
+		{"two pods of one node", pod("a", "n1"), pod("b", "n1"), ExemptNone},
+		{"a probe by the own node", node("n1"), pod("a", "n1"), ExemptOwnNode},
+		{"a pod and its node", pod("a", "n1"), node("n1"), ExemptOwnNode},
+		{"another node", node("n2"), pod("a", "n1"), ExemptNone},
+		{"nodes without names", node(""), pod("a", ""), ExemptNone},
+		{"two nodes", node("n1"), node("n1"), ExemptNone},
+		{"an end that is not known", nil, pod("a", "n1"), ExemptNone},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := told(0, "n1", VerdictAllowed, 1, 1)
+			f.Source, f.Destination = c.src, c.dst
+			b := NewEdgeBuilder()
+			b.Add([]Flow{f})
+			if got := b.Edges()[0].Exempt; got != c.want {
+				t.Errorf("exempt is %q, want %q", got, c.want)
+			}
+		})
+	}
+}

@@ -5,7 +5,9 @@ import (
 	"time"
 )
 
-// Key tells flows apart. The client's ephemeral port is not part of it.
+// Key tells flows apart. The client's ephemeral port is not part of it. An
+// address is the zero Addr where a plugin that aggregates tells only names
+// (Calico's Felix): the endpoint is known then.
 type Key struct {
 	Protocol  Protocol
 	Src       netip.Addr // the original source
@@ -17,6 +19,10 @@ type Key struct {
 
 // ICMPPort packs an ICMP type and code into Key.Port.
 func ICMPPort(typ, code uint8) uint16 { return uint16(typ)<<8 | uint16(code) }
+
+// ICMPUnknown stands for the type and the code of an ICMP packet where the
+// source does not tell them. Both are reserved (RFC 6918, RFC 4443).
+const ICMPUnknown = 255
 
 // ICMP returns the ICMP type and code of a Key whose protocol is ICMP.
 func (k Key) ICMP() (typ, code uint8) { return uint8(k.Port >> 8), uint8(k.Port) }
@@ -125,6 +131,10 @@ type Pair struct {
 	Src      netip.Addr // after SNAT
 	Dst      netip.Addr // after DNAT
 	Port     uint16
+	// Apart is empty where both ends have addresses. Flows that only names
+	// tell apart are of nobody's pair but their own node's: the names stand
+	// for many pods, whose connections are not the same.
+	Apart string
 }
 
 // Named returns the time by which the flow's ends are named.
@@ -141,5 +151,16 @@ func (f *Flow) Pair() Pair {
 	if f.TranslatedSrc.IsValid() {
 		src = f.TranslatedSrc
 	}
-	return Pair{f.Protocol, src, f.Dst, f.Port}
+	p := Pair{Protocol: f.Protocol, Src: src, Dst: f.Dst, Port: f.Port}
+	if !src.IsValid() || !f.Dst.IsValid() {
+		p.Apart = f.Node + " " + f.Direction.String() + " " + f.Source.nameOf() + " " + f.Destination.nameOf()
+	}
+	return p
+}
+
+func (e *Endpoint) nameOf() string {
+	if e == nil || e.Kind == EndpointUnknown {
+		return "-"
+	}
+	return e.Kind.String() + "/" + e.Namespace + "/" + e.Pod + "/" + e.Workload.Name + "/" + e.Node
 }

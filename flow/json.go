@@ -34,7 +34,7 @@ type flowJSON struct {
 }
 
 type endJSON struct {
-	IP           string            `json:"ip"`
+	IP           string            `json:"ip,omitempty"`            // absent where a plugin tells names only
 	TranslatedIP string            `json:"translated_ip,omitempty"` // after SNAT
 	Port         uint16            `json:"port,omitempty"`
 	Kind         string            `json:"kind,omitempty"` // pod, node, service, apiserver, outside or ambiguous
@@ -55,7 +55,7 @@ type workloadJSON struct {
 type serviceJSON struct {
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name,omitempty"`
-	IP        string `json:"ip"`
+	IP        string `json:"ip,omitempty"`
 	Port      uint16 `json:"port,omitempty"`
 }
 
@@ -93,13 +93,14 @@ func (f Flow) MarshalJSON() ([]byte, error) {
 		j.Source.TranslatedIP = f.TranslatedSrc.String()
 	}
 	if f.Protocol.IsICMP() {
-		typ, code := f.ICMP()
-		j.ICMP = &icmpJSON{typ, code}
+		if typ, code := f.ICMP(); typ != ICMPUnknown {
+			j.ICMP = &icmpJSON{typ, code}
+		}
 	} else {
 		j.Destination.Port = f.Port
 	}
 	if s := f.Service; s != nil {
-		j.Service = &serviceJSON{s.Namespace, s.Name, s.Addr.String(), s.Port}
+		j.Service = &serviceJSON{s.Namespace, s.Name, addrText(s.Addr), s.Port}
 	}
 	if f.Counted {
 		j.Packets = &countsJSON{f.Sent.Packets, f.Received.Packets}
@@ -109,7 +110,7 @@ func (f Flow) MarshalJSON() ([]byte, error) {
 }
 
 func toEnd(addr netip.Addr, port uint16, e *Endpoint) endJSON {
-	j := endJSON{IP: addr.String(), Port: port}
+	j := endJSON{IP: addrText(addr), Port: port}
 	if e == nil {
 		return j
 	}
@@ -124,6 +125,14 @@ func toEnd(addr netip.Addr, port uint16, e *Endpoint) endJSON {
 		j.Identity = fmt.Sprintf("%016x", e.Identity)
 	}
 	return j
+}
+
+// addrText is empty for the zero Addr.
+func addrText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
 }
 
 // UnmarshalJSON reads what MarshalJSON writes.
@@ -151,6 +160,8 @@ func (f *Flow) UnmarshalJSON(b []byte) error {
 	}
 	if j.ICMP != nil {
 		f.Port = ICMPPort(j.ICMP.Type, j.ICMP.Code)
+	} else if f.Protocol.IsICMP() {
+		f.Port = ICMPPort(ICMPUnknown, ICMPUnknown)
 	}
 	if s := j.Service; s != nil {
 		f.Service = &Service{Addr: r.addr(s.IP), Port: s.Port, Namespace: s.Namespace, Name: s.Name}
@@ -193,6 +204,9 @@ func (r *reader) time(s string) time.Time {
 }
 
 func (r *reader) addr(s string) netip.Addr {
+	if s == "" {
+		return netip.Addr{}
+	}
 	a, err := netip.ParseAddr(s)
 	r.fail(err)
 	return a

@@ -55,7 +55,15 @@ func samples() []Flow {
 	outside.Source = &Endpoint{Kind: EndpointAPIServer}
 	silent := bare
 	silent.Counted = true // counted, and nothing moved: zero is said
-	return []Flow{everything(), bare, ping, outside, silent}
+	named := Flow{        // by a plugin that aggregates
+		Key: Key{Protocol: TCP, Port: 80, Verdict: VerdictAllowed, Direction: DirectionIngress}, Start: at(1), End: at(2), Node: "node-1",
+		Source:      &Endpoint{Kind: EndpointPod, Namespace: "shop", Workload: Workload{"Deployment", "web"}},
+		Destination: &Endpoint{Kind: EndpointOutside, Workload: Workload{"Network", "pub"}},
+		Service:     &Service{Port: 80, Namespace: "shop", Name: "db"}, Sources: SourceFelix | SourceHubble | SourceLog | SourceKernelLog,
+	}
+	pinged := ping
+	pinged.Port = ICMPPort(ICMPUnknown, ICMPUnknown)
+	return []Flow{everything(), bare, ping, outside, silent, named, pinged}
 }
 
 func TestJSON(t *testing.T) {

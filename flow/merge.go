@@ -29,13 +29,13 @@ type Merger struct {
 	slack time.Duration
 	yield func(Flow) bool
 	queue []*merged          // not given yet, by Start
-	open  map[Pair][]*merged // those of them that a report may still join
+	open  map[pairOf]pending // those of them that a report may still join
 	done  bool
 }
 
 // NewMerger gives flows to yield, until that returns false.
 func NewMerger(slack time.Duration, yield func(Flow) bool) *Merger {
-	return &Merger{slack: slack, yield: yield, open: make(map[Pair][]*merged)}
+	return &Merger{slack: slack, yield: yield, open: make(map[pairOf]pending)}
 }
 
 // Add takes a report in. It returns false when no more are wanted.
@@ -44,14 +44,16 @@ func (m *Merger) Add(f Flow) bool {
 	if m.done {
 		return false
 	}
-	pair := f.Pair()
-	if j := joinable(m.open[pair], &f, m.slack); j != nil {
+	key := pairOf{f.Pair(), f.Cluster}
+	p := m.open[key]
+	if j := joinable(p.flows, &f, m.slack); j != nil {
 		j.add(&f)
 		return true
 	}
-	n := &merged{flow: f, pair: pair, start: f.Start, sides: []side{sideOf(&f)}}
+	n := &merged{flow: f, key: key, start: f.Start, sides: []side{sideOf(&f)}}
 	m.queue = append(m.queue, n)
-	m.open[pair] = append(m.open[pair], n)
+	p.flows = append(p.flows, n)
+	m.open[key] = p
 	return true
 }
 
@@ -61,9 +63,33 @@ func (m *Merger) Close() {
 		if m.done {
 			return
 		}
-		m.done = !m.yield(n.flow)
+		p := m.open[n.key]
+		m.settle(n, &p)
+		m.open[n.key] = p
 	}
 	m.queue = nil
+}
+
+// settle gives a flow, if anything of it was not given before.
+func (m *Merger) settle(n *merged, p *pending) {
+	if p.balance == nil && len(p.flows) == 1 && len(n.sides) == 1 { // the most are so: nothing touches them
+		m.done = !m.yield(n.flow)
+		return
+	}
+	if p.balance == nil {
+		p.balance = &balance{}
+	}
+	if vague(&n.flow) {
+		// Whoever names its connections counts first.
+		for _, o := range p.flows {
+			if !vague(&o.flow) {
+				p.balance.settleOnce(o)
+			}
+		}
+	}
+	if p.balance.settleOnce(n) {
+		m.done = !m.yield(n.flow)
+	}
 }
 
 // give hands out what no report from now on can join.
@@ -71,38 +97,42 @@ func (m *Merger) give(now time.Time) {
 	for len(m.queue) > 0 && !m.done && now.Sub(m.queue[0].start) > m.slack {
 		n := m.queue[0]
 		m.queue = m.queue[1:]
-		if rest := slices.DeleteFunc(m.open[n.pair], func(o *merged) bool { return o == n }); len(rest) > 0 {
-			m.open[n.pair] = rest
+		p := m.open[n.key]
+		m.settle(n, &p)
+		if p.flows = slices.DeleteFunc(p.flows, func(o *merged) bool { return o == n }); len(p.flows) == 0 {
+			delete(m.open, n.key)
 		} else {
-			delete(m.open, n.pair)
+			m.open[n.key] = p
 		}
-		m.done = !m.yield(n.flow)
 	}
+}
+
+// pairOf is a pair in a cluster: others use the same addresses.
+type pairOf struct {
+	Pair
+	cluster string
+}
+
+// pending is what is not given yet of a pair, and how it relates to what was.
+type pending struct {
+	flows   []*merged
+	balance *balance
 }
 
 // merged is a flow that reports may still join.
 type merged struct {
 	flow  Flow
-	pair  Pair
+	key   pairOf
 	start time.Time // of the first report
 	sides []side
-}
-
-// side is what one node reports of a merged flow.
-type side struct {
-	node           string
-	connections    uint64
-	sent, received Counters
-	counted        bool
-}
-
-func sideOf(f *Flow) side {
-	return side{f.Node, f.Connections, f.Sent, f.Received, f.Counted}
+	// settled says that its counts are what is new in it already, and tells
+	// whether that is anything.
+	settled, tells bool
 }
 
 func joinable(candidates []*merged, f *Flow, slack time.Duration) *merged {
 	for _, m := range candidates {
-		if f.Start.Sub(m.start) <= slack && m.flow.Cluster == f.Cluster && m.takes(f) && SameConnections(m.flow.Verdict, f.Verdict) {
+		if f.Start.Sub(m.start) <= slack && !m.settled && m.takes(f) && SameConnections(m.flow.Verdict, f.Verdict) && sameEnds(&m.flow, f) {
 			return m
 		}
 	}
@@ -156,8 +186,8 @@ func (m *merged) add(f *Flow) {
 		decides.Src, decides.TranslatedSrc, decides.Source = other.Src, other.TranslatedSrc, other.Source
 	}
 	decides.Service = cmp.Or(decides.Service, other.Service)
-	decides.Source = cmp.Or(decides.Source, other.Source)
-	decides.Destination = cmp.Or(decides.Destination, other.Destination)
+	decides.Source = knownEnd(decides.Source, other.Source)
+	decides.Destination = knownEnd(decides.Destination, other.Destination)
 	decides.SourcePort = cmp.Or(decides.SourcePort, other.SourcePort)
 	if other.Start.Before(decides.Start) {
 		decides.Start = other.Start
@@ -174,30 +204,13 @@ func (m *merged) add(f *Flow) {
 	m.count(f)
 }
 
-// count adds to the node's side. The flow has the larger side's counts.
+// count adds to the node's side. How much of it is new is settled when the
+// flow is given.
 func (m *merged) count(f *Flow) {
 	if s := m.side(f.Node); s != nil {
-		s.connections += f.Connections
-		s.sent.add(f.Sent)
-		s.received.add(f.Received)
-		s.counted = s.counted || f.Counted
-	} else {
-		m.sides = append(m.sides, sideOf(f))
+		told := sideOf(f)
+		s.add(&told)
+		return
 	}
-	largest := m.sides[0]
-	m.flow.Connections = 0
-	for _, s := range m.sides {
-		m.flow.Connections = max(m.flow.Connections, s.connections)
-		if s.counted && (!largest.counted || s.bytes() > largest.bytes()) {
-			largest = s
-		}
-	}
-	m.flow.Sent, m.flow.Received, m.flow.Counted = largest.sent, largest.received, largest.counted
-}
-
-func (s *side) bytes() uint64 { return s.sent.Bytes + s.received.Bytes }
-
-func (c *Counters) add(d Counters) {
-	c.Packets += d.Packets
-	c.Bytes += d.Bytes
+	m.sides = append(m.sides, sideOf(f))
 }

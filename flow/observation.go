@@ -7,14 +7,20 @@ type Event uint8
 
 // The events.
 const (
-	EventUnknown   Event = iota
-	EventPacket          // one logged packet
-	EventNew             // conntrack confirmed a connection
-	EventUpdate          // a tracked connection changed
-	EventDestroy         // a tracked connection ended
-	EventDump            // a tracked connection as found by a dump
-	EventDumpBegin       // a dump starts; only Time and Zone are set
-	EventDumpEnd         // a dump is complete: what it did not name is gone
+	EventUnknown    Event = iota
+	EventPacket           // one logged packet
+	EventNew              // conntrack confirmed a connection
+	EventUpdate           // a tracked connection changed
+	EventDestroy          // a tracked connection ended
+	EventDump             // a tracked connection as found by a dump
+	EventDumpBegin        // a dump starts; only Time and Zone are set
+	EventDumpEnd          // a dump is complete: what it did not name is gone
+	EventLost             // conntrack events before this moment were lost; only Time is set
+	EventFound            // a connection that was asked for is tracked; ID names the question
+	EventAbsent           // it is not; every event from before the answer was told before it
+	EventUnanswered       // the kernel could not say
+	EventAttempt          // the tap logged a packet of a connection that conntrack has not confirmed yet
+	EventUntracked        // the tap logged a packet that bypasses connection tracking
 )
 
 // Bits of a conntrack entry's status (enum ip_conntrack_status,
@@ -26,6 +32,9 @@ const (
 	StatusSrcNAT    = 1 << 4 // IPS_SRC_NAT
 	StatusDstNAT    = 1 << 5 // IPS_DST_NAT
 )
+
+// ZoneNotDefault stands for any of conntrack's zones but 0.
+const ZoneNotDefault = 0xffff
 
 // Conntrack's TCP states (enum tcp_conntrack, linux/netfilter/nf_conntrack_tcp.h)
 // that say something about a verdict.
@@ -49,7 +58,8 @@ type Counters struct {
 }
 
 // Observation is what one source saw of one packet or of one connection. It
-// owns no memory but the interned Prefix, so that slices of them are reused.
+// owns no memory but the interned Prefix and Told, so that slices of them are
+// reused.
 type Observation struct {
 	Time     int64 // Unix nanoseconds
 	Source   Source
@@ -60,14 +70,15 @@ type Observation struct {
 	TCPState uint8 // of a connection; enum tcp_conntrack, 0 if not told
 	ICMPType uint8
 	ICMPCode uint8
+	ICMPID   uint16 // identifier of an echo request
 	Hook     uint8  // NF_INET_* of a packet
 	Counted  bool   // Sent and Received are told (nf_conntrack_acct was on)
 	Fragment bool   // a later fragment: addresses and protocol only
-	Zone     uint16 // conntrack zone
+	Zone     uint16 // conntrack zone; ZoneNotDefault of a packet of which no more is known
 	Group    uint16 // NFLOG group of a packet
 	Mark     uint32
 	ID       uint32 // CTA_ID, host order of the raw value
-	Status   uint32 // IPS_* bits of a connection
+	Status   uint32 // IPS_* bits of a connection; StatusSeenReply also of what a plugin tells
 	InDev    uint32 // interface index, 0 if none
 	OutDev   uint32
 	Size     uint32 // length of a packet by its IP header
@@ -79,4 +90,17 @@ type Observation struct {
 	Received Counters // CTA_COUNTERS_REPLY
 
 	Prefix string // NFULA_PREFIX
+	Told   *Told  // what the network plugin says beyond the tuple; nil if nothing
+}
+
+// Told is what a network plugin says of a packet beyond its tuple: a hint where
+// we know better, the only word where we do not. It is never changed after it
+// was made, so that observations share it.
+type Told struct {
+	Direction Direction   // whose policy decided; unknown if the plugin does not say
+	Policies  []PolicyRef // that decided
+	// Source and Destination are the ends as the plugin names them; nil if it
+	// does not.
+	Source, Destination *Endpoint
+	Packets             uint64 // that the record stands for; 0 means one
 }

@@ -132,9 +132,16 @@ const (
 	ReasonRefused          // an ICMP error said prohibited or unreachable
 	ReasonPending          // still waiting when the agent had to stop
 	ReasonConfirmed        // passed the destination node's netfilter rules
+	// ReasonNeverConfirmed: the tap saw the attempt, and conntrack never
+	// confirmed it. A policy is one cause; no route, a reverse path filter and a
+	// Service without endpoints look alike.
+	ReasonNeverConfirmed
+	ReasonLost         // the events that would have told were lost
+	ReasonUntracked    // the packets bypass connection tracking (NOTRACK)
+	ReasonContradicted // a rule's log said refused, yet conntrack confirmed that very packet
 )
 
-var reasonNames = [...]string{"", "logged", "reply", "no-reply", "reset", "refused", "pending", "confirmed"}
+var reasonNames = [...]string{"", "logged", "reply", "no-reply", "reset", "refused", "pending", "confirmed", "never-confirmed", "lost", "untracked", "contradicted"}
 
 // String returns the reason as it appears in JSON; ReasonNone is empty.
 func (r Reason) String() string { return name(reasonNames[:], uint8(r)) }
@@ -147,7 +154,15 @@ type Source uint8
 const (
 	SourceNFLOG     Source = 1 << iota // NFLOG records of the enforcing rules
 	SourceConntrack                    // conntrack events and dumps
+	SourceTap                          // our own rules, before any policy
+	SourceHubble                       // Cilium's Hubble
+	SourceFelix                        // the flows that Calico's Felix reports
+	SourceLog                          // the log file of a network plugin
+	SourceKernelLog                    // LOG rules, by the kernel's log
 )
+
+// Plugins are the sources by which a network plugin tells what it decided.
+const Plugins = SourceHubble | SourceFelix | SourceLog | SourceKernelLog
 
 // String lists the set's sources, joined by commas.
 func (s Source) String() string { return strings.Join(s.Names(), ",") }
@@ -155,11 +170,10 @@ func (s Source) String() string { return strings.Join(s.Names(), ",") }
 // Names lists the sources of a set.
 func (s Source) Names() []string {
 	var names []string
-	if s&SourceNFLOG != 0 {
-		names = append(names, "nflog")
-	}
-	if s&SourceConntrack != 0 {
-		names = append(names, "conntrack")
+	for i, n := range [...]string{"nflog", "conntrack", "tap", "hubble", "felix", "log", "kernel-log"} {
+		if s&(1<<i) != 0 {
+			names = append(names, n)
+		}
 	}
 	return names
 }

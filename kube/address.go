@@ -208,6 +208,15 @@ func (n *networks) contain(a netip.Addr) bool {
 	return false
 }
 
+// mayContain reports whether an address could be of the cluster's pods: where
+// no podCIDR is known, the first pod of a network may be at any private one.
+func (n *networks) mayContain(a netip.Addr) bool {
+	n.mu.RLock()
+	known := len(n.lengths) > 0
+	n.mu.RUnlock()
+	return n.contain(a) || !known && a.IsPrivate()
+}
+
 // special reports addresses of which one cannot say that they are outside.
 func special(a netip.Addr) bool {
 	return a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast()

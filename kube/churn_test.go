@@ -45,6 +45,7 @@ type turmoil struct {
 	random *rand.Rand
 	plan   steps
 	heard  float64 // when the last change reaches the index
+	pods   int     // so far
 	counts map[string]int
 	wrong  []string
 }
@@ -59,9 +60,13 @@ func (c *turmoil) tell(at float64, do func(at float64)) {
 	}})
 }
 
-// pod lives on an address from a time on, and returns when that is free again.
-func (c *turmoil) pod(number int, addr netip.Addr, start float64) (free float64) {
-	name, end := fmt.Sprintf("pod-%d", number), start+c.between(0.5, 1.5)*churnLife
+// pod lives on an address from a time on. The next one follows when it is free.
+func (c *turmoil) pod(addr netip.Addr, start float64) {
+	if c.pods == churnPods {
+		return
+	}
+	c.pods++
+	name, end := fmt.Sprintf("pod-%d", c.pods), start+c.between(0.5, 1.5)*churnLife
 	p := runs(name, addr.String(), start)
 	c.tell(start+c.between(0.01, 0.5), func(at float64) { c.set(at, p) })
 	for range churnFlows / churnPods {
@@ -82,7 +87,7 @@ func (c *turmoil) pod(number int, addr netip.Addr, start float64) (free float64)
 		c.tell(end+c.between(0.01, 0.3), func(at float64) { c.set(at, last) })
 		c.tell(end+5, func(at float64) { c.gone(at, last) })
 	}
-	return end + c.between(0.001, 0.3)
+	heap.Push(&c.plan, step{end + c.between(0.001, 0.3), func(at float64) { c.pod(addr, at) }})
 }
 
 // flow asks who had an address, and again as long as news may come.
@@ -104,15 +109,11 @@ func (c *turmoil) flow(addr netip.Addr, at, now float64, want string) {
 
 func TestChurnNamesNobodyWrongly(t *testing.T) {
 	c := &turmoil{stage: newStage(t), random: rand.New(rand.NewPCG(7, 11)), counts: make(map[string]int)}
-	free := make([]float64, churnAddrs)
-	for i := range free {
-		free[i] = c.between(0, churnLife)
+	for i := range churnAddrs {
+		addr := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
+		heap.Push(&c.plan, step{c.between(0, churnLife), func(at float64) { c.pod(addr, at) }})
 	}
 	began := time.Now()
-	for n := range churnPods {
-		i := n % churnAddrs
-		free[i] = c.pod(n, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), free[i])
-	}
 	for len(c.plan) > 0 {
 		s := heap.Pop(&c.plan).(step)
 		s.do(s.at)

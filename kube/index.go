@@ -36,6 +36,8 @@ type Index struct {
 	networks  *networks
 	services  servicePorts
 	ambiguous ambiguousEnds
+	lateness  lateness
+	births    births
 	version   atomic.Uint64 // one more for each change of who holds an address
 	hosts     atomic.Int64  // pods and nodes that are known
 	exact     atomic.Bool   // told by manifests
@@ -81,7 +83,7 @@ func New(o Options) *Index {
 		apiServer: &holder{rank: rankAPIServer, kind: "API server"}, owners: newOwners(),
 		byName:     make(map[podKey]*networkingv1.NetworkPolicy),
 		identities: identities{pods: make(map[uint64]int), tell: o.Changed},
-		problems:   newProblems(),
+		problems:   newProblems(), births: births{nodes: make(map[string]map[podKey]int64)},
 	}
 	x.services.init()
 	x.slack.Store(int64(o.Slack))
@@ -96,17 +98,18 @@ func (x *Index) Endpoint(addr netip.Addr, at time.Time) *flow.Endpoint {
 	t := at.UnixNano()
 	e, since := x.addresses.answer(addr)
 	if e == nil || t < since {
-		e, _ = x.judge(addr, t, t)
+		e = x.judge(addr, t, t)
 	}
 	return e
 }
 
+// settling is how long news of a new holder takes at most where nothing is
+// slow: kubelet tells a pod's address a moment after the pod has it.
+// maxSettling bounds how long it is waited for where something is slow, or
+// another pod has begun on the same node whose address is not told yet.
 const (
-	// settling is how long news of a new holder may take.
-	settling = 750 * time.Millisecond
-	// late is how long it may take where the last holder is going or gone:
-	// kubelet tells a pod's address a moment after the pod has it.
-	late = 2 * time.Second
+	settling    = 2 * time.Second
+	maxSettling = 10 * time.Second
 )
 
 // Holder says who held addr all the time from one moment to another: nobody
@@ -115,40 +118,40 @@ const (
 func (x *Index) Holder(addr netip.Addr, from, to time.Time) (e *flow.Endpoint, news time.Duration) {
 	a, b := from.UnixNano(), to.UnixNano()
 	e, since := x.addresses.answer(addr)
-	firm := e != nil && a >= since
-	if !firm {
-		e, firm = x.judge(addr, a, max(a, b))
+	if e == nil || a < since {
+		e = x.judge(addr, a, max(a, b))
 	}
-	return e, x.pace(addr, e, firm)
+	return e, x.pace(addr, e, b)
 }
 
 // pace is how long news about an answer may take.
-func (x *Index) pace(addr netip.Addr, e *flow.Endpoint, firm bool) time.Duration {
+func (x *Index) pace(addr netip.Addr, e *flow.Endpoint, at int64) time.Duration {
 	switch {
-	case x.exact.Load():
+	case x.exact.Load() || x.hosts.Load() == 0: // nobody tells anything
 		return 0
-	case e.Kind == flow.EndpointPod && firm:
-		return settling
-	case e.Kind == flow.EndpointPod || e.Kind == flow.EndpointAmbiguous || x.networks.contain(addr):
-		return late
-	case e == outside && addr.IsPrivate():
-		return settling // the first pod of a network that nobody told of may be there
+	case e.Kind == flow.EndpointNode || e.Kind == flow.EndpointService || e.Kind == flow.EndpointAPIServer:
+		return 0
+	case e.Kind == flow.EndpointPod || e.Kind == flow.EndpointAmbiguous || x.networks.mayContain(addr):
+		if e.Kind == flow.EndpointPod && x.births.near(e.Node, at) {
+			return maxSettling
+		}
+		return min(settling+2*x.lateness.get(), maxSettling)
 	}
 	return 0
 }
 
 // judge looks at the claims of an address.
-func (x *Index) judge(addr netip.Addr, a, b int64) (e *flow.Endpoint, firm bool) {
+func (x *Index) judge(addr netip.Addr, a, b int64) *flow.Endpoint {
 	switch v := decide(x.addresses.claims(addr), a, b); {
 	case v.claim != nil:
-		return v.claim.at(a).endpoint, v.firm
+		return v.claim.at(a).endpoint
 	case v.ambiguous != nil:
-		return x.ambiguous.get(candidates(v.ambiguous)), false
+		return x.ambiguous.get(candidates(v.ambiguous))
 	}
 	if x.options.Partial || special(addr) || x.hosts.Load() == 0 || x.networks.contain(addr) {
-		return nobody, false
+		return nobody
 	}
-	return outside, false
+	return outside
 }
 
 // Pod returns the pod that held addr at a moment; nil if no pod is known to have.
@@ -200,7 +203,13 @@ func (x *Index) beginClaim(addr netip.Addr, c claim) {
 	if c.network {
 		x.networks.addNeighbour(addr, 1)
 	}
-	x.publish(addr, with(x.addresses.claims(addr), c))
+	claims := with(x.addresses.claims(addr), c)
+	for i := range claims {
+		if o := &claims[i]; o.by != c.by && o.by.rank == c.by.rank && o.to > c.from && (o.rival == 0 || c.from < o.rival) {
+			o.rival = c.from
+		}
+	}
+	x.publish(addr, claims)
 	x.checkConflict(addr)
 }
 

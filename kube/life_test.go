@@ -97,7 +97,8 @@ func TestAddressChangesHands(t *testing.T) {
 		s.set(17.2, next)
 		s.want("10.0.0.1", map[float64]string{
 			-1: "unknown", 0.4: "old", 5: "old", 13: "old", // asked to end, it may talk for long
-			14.8: "old", 15.5: "unknown", 16.5: "next", 17.1: "next", 60: "next",
+			14.8: "old", 15.5: "ambiguous old", // what an agent reads late may be its
+			16.2: "next", 16.5: "next", 17.1: "next", 60: "next",
 		})
 	})
 	t.Run("within the same second", func(t *testing.T) {
@@ -106,7 +107,7 @@ func TestAddressChangesHands(t *testing.T) {
 		s.set(0.5, old)
 		s.set(14.7, finished(old, 14.6))
 		s.set(14.9, runs("next", "10.0.0.1", 14.7))
-		s.want("10.0.0.1", map[float64]string{13: "old", 14.3: "ambiguous next old", 14.65: "ambiguous next old", 14.95: "next"})
+		s.want("10.0.0.1", map[float64]string{13: "old", 14.3: "ambiguous next old", 14.65: "ambiguous next old", 14.8: "ambiguous next old", 14.95: "next"})
 	})
 	t.Run("before anybody says that it ended", func(t *testing.T) {
 		s := newStage(t)
@@ -229,13 +230,64 @@ func TestNewsMayStillCome(t *testing.T) {
 		addr string
 		want time.Duration
 	}{
-		{"10.0.0.1", settling}, {"10.0.0.2", late}, {"10.0.0.3", late}, // among pods' addresses
+		{"10.0.0.1", settling}, {"10.0.0.2", settling}, {"10.0.0.3", settling}, // among pods' addresses
 		{"192.168.0.1", 0}, {"203.0.113.1", 0},
 	} {
 		if _, news := s.Holder(netip.MustParseAddr(c.addr), sec(20), sec(20)); news != c.want {
 			t.Errorf("%s: %s, want %s", c.addr, news, c.want)
 		}
 	}
+}
+
+func TestSlowNewsIsWaitedForLonger(t *testing.T) {
+	s := newStage(t)
+	wait := func(at float64) time.Duration {
+		_, news := s.Holder(netip.MustParseAddr("10.0.0.1"), sec(at), sec(at))
+		return news
+	}
+	s.set(0.5, runs("prompt", "10.0.0.1", 0))
+	if d := wait(1); d != settling {
+		t.Errorf("%s where news is prompt, want %s", d, settling)
+	}
+	s.set(12.5, runs("slow", "10.0.0.2", 10))
+	if d := wait(13); d != settling+3*time.Second {
+		t.Errorf("%s after news that was 1.5 to 2.5 s late", d)
+	}
+	s.set(70, runs("stuck", "10.0.0.3", 20))
+	if d := wait(71); d != maxSettling {
+		t.Errorf("%s after news that was very late, want a bound of %s", d, maxSettling)
+	}
+	s.set(80.5, runs("prompt-2", "10.0.0.4", 80))
+	s.set(91.5, runs("prompt-3", "10.0.0.5", 91))
+	if d := wait(92); d != settling {
+		t.Errorf("%s when news is prompt again, want %s", d, settling)
+	}
+}
+
+func TestAPodThatBeginsMayHaveAnothersAddress(t *testing.T) {
+	s := newStage(t)
+	wait := func(at float64) time.Duration {
+		_, news := s.Holder(netip.MustParseAddr("10.0.0.1"), sec(at), sec(at))
+		return news
+	}
+	s.set(0.5, runs("old", "10.0.0.1", 0))
+	begins := newPod("shop", "next")
+	begins.CreationTimestamp = *apiTime(30)
+	s.set(30.1, begins)
+	if d := wait(30.5); d != maxSettling {
+		t.Errorf("%s while a pod's address is awaited, want %s", d, maxSettling)
+	}
+	if d := wait(60); d != settling {
+		t.Errorf("%s when it has waited long for something else, want %s", d, settling)
+	}
+	next := runs("next", "10.0.0.1", 30)
+	s.set(34, next) // and the old one is still said to run
+	if d := wait(34.5); d >= maxSettling {
+		t.Errorf("%s when its address is told", d)
+	}
+	s.want("10.0.0.1", map[float64]string{29.5: "old", 30.5: "ambiguous next old", 32: "ambiguous next old"})
+	s.gone(40, runs("old", "10.0.0.1", 0))
+	s.want("10.0.0.1", map[float64]string{29.5: "old", 30.5: "ambiguous next old", 32: "next", 50: "next"})
 }
 
 func TestLifeOf(t *testing.T) {

@@ -174,7 +174,8 @@ func nanos(t *metav1.Time) int64 {
 const (
 	// linger is how long a pod that was deleted by force may still use its address.
 	linger = 30 * time.Second
-	// lag is how late the index may hear of an end that nothing announced.
+	// lag is how late the index may hear of an end that nothing announced,
+	// and how late an agent may read of a connection that began before it.
 	lag = time.Second
 )
 
@@ -226,11 +227,11 @@ func (m moment) fade(c claim, l *podLife) claim {
 	if l.ended {
 		switch {
 		case l.stopped != 0:
-			c.doubt = min(l.stopped-m.slack, m.now)
+			c.doubt, c.announced = min(l.stopped-m.slack, m.now), true
 		case l.asked == 0:
 			c.doubt = m.now - m.slack - int64(lag)
 		}
-		c.to, c.gone = m.now+m.slack, m.now+m.slack
+		c.to, c.gone = m.now+m.slack+int64(lag), m.now+m.slack
 	}
 	c.doubt = max(c.doubt, c.sure)
 	return c
@@ -244,7 +245,7 @@ func (m moment) end(c claim, ended bool) claim {
 		return c
 	}
 	c.doubt = max(c.sure, min(c.doubt, m.asOf-m.slack-int64(lag)))
-	c.to, c.gone = m.now+m.slack, min(c.gone, m.asOf)
+	c.to, c.gone = m.now+m.slack+int64(lag), min(c.gone, m.asOf)
 	if !ended {
 		// Nothing said when it ended: it may be over already, or not yet.
 		c.to, c.gone = m.now+int64(linger), c.doubt

@@ -39,6 +39,8 @@ func (x *Index) setPod(f *podFacts, m moment) {
 	x.problems.set(r.String(), x.podProblems(f))
 	x.rename(r, f, m)
 	x.readdress(r, f, m)
+	awaited := !m.exact && f.node != "" && !f.hostNetwork && len(f.addrs) == 0 && !f.life.ended && f.life.asked == 0
+	x.births.set(r.pod.Node, r.key, awaited, m.now)
 	r.seen = m.now
 }
 
@@ -61,6 +63,9 @@ func (x *Index) removePod(r *podRecord, m moment) {
 		x.leave(r, a, m)
 	}
 	x.leaveNode(r, m)
+	if r.pod != nil {
+		x.births.set(r.pod.Node, r.key, false, m.now)
+	}
 	x.owners.forget(r)
 	if r.pod != nil {
 		x.identities.lose(r.pod, m.now)
@@ -160,6 +165,7 @@ func (x *Index) readdress(r *podRecord, f *podFacts, m moment) {
 		}
 		return
 	}
+	x.noticeLateness(r, f, m)
 	r.ended = f.life.ended
 	r.moved = r.moved || len(r.addrs) > 0
 	for _, a := range r.addrs {
@@ -185,6 +191,19 @@ func (x *Index) readdress(r *podRecord, f *podFacts, m moment) {
 		}
 	}
 	r.addrs = now
+}
+
+// noticeLateness learns from a pod's first address and its end how late news is.
+func (x *Index) noticeLateness(r *podRecord, f *podFacts, m moment) {
+	if m.exact || m.first || m.asOf != m.now {
+		return // it tells of the past
+	}
+	switch l := &f.life; {
+	case len(r.addrs) == 0 && len(f.addrs) > 0 && l.proof != 0 && !r.moved:
+		x.lateness.notice(l.proof, m.now)
+	case l.ended && !r.ended && l.stopped != 0:
+		x.lateness.notice(l.stopped+second, m.now)
+	}
 }
 
 // stay goes on with a claim, or ends it if the pod has ended.

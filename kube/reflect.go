@@ -15,8 +15,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// source lists and watches one kind at the API server.
-type source interface {
+// listWatch lists and watches one kind at the API server.
+type listWatch interface {
 	List(ctx context.Context, o metav1.ListOptions) (runtime.Object, error)
 	Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
 }
@@ -26,7 +26,7 @@ type source interface {
 type follower struct {
 	kind
 	index  *Index
-	source source
+	source listWatch
 	asked  chan struct{} // closed when the kind was told whole, or cannot be
 	once   sync.Once
 
@@ -44,7 +44,7 @@ type following struct {
 	err     error     // why it is not current; nil if nobody said
 }
 
-func newFollower(k kind, x *Index, s source) *follower {
+func newFollower(k kind, x *Index, s listWatch) *follower {
 	return &follower{kind: k, index: x, source: s, asked: make(chan struct{}), state: following{since: time.Now()}}
 }
 

@@ -86,7 +86,7 @@ func newWatch(o WatchOptions, config *rest.Config) (w *Watch, err error) {
 }
 
 // source makes the client of a kind.
-func (w *Watch) source(k kind) (source, error) {
+func (w *Watch) source(k kind) (listWatch, error) {
 	if k.metadata {
 		client, err := metadata.NewForConfigAndClient(w.config, w.client)
 		if err != nil {

@@ -49,16 +49,16 @@ type NamedPort struct {
 // labels of both, same named ports. It is made by Classes, never changed, and
 // may be used by every Engine.
 type Class struct {
+	// compiled is what each engine last found out about the class. It lives
+	// here so that it goes when the class goes.
+	compiled [engineSlots]atomic.Pointer[compiledClass]
+
 	namespace       string
 	namespaceKnown  bool
 	namespaceLabels map[string]string
 	labels          map[string]string
 	ports           []NamedPort
 	portsUnknown    bool
-
-	// compiled is what each engine last found out about the class. It lives
-	// here so that it goes when the class goes.
-	compiled [engineSlots]atomic.Pointer[compiledClass]
 }
 
 // engineSlots is how many engines can use the same classes without forgetting

@@ -6,24 +6,57 @@ import (
 	"github.com/flowaudit/flowaudit/flow"
 )
 
-// compiledClass is what one revision of the policies means to a class. It is
-// never changed.
+// compiledClass is what some revisions of the policies mean to a class. It is
+// never changed. What every decision reads comes first, one cache line for
+// each direction.
 type compiledClass struct {
-	engine   *identity
-	revision uint64
+	engine *identity
+	// It is true of the revisions from since to revision.
+	since, revision uint32
 	// id stays as long as the same policies select the class.
 	id      uint64
-	groups  int // how many groups members has been asked about
-	members members
 	sides   [2]selection
+	members members
+	groups  int // how many groups members has been asked about
+	// before is what was found out for other revisions: late questions come
+	// about the past while others ask about the present.
+	before *compiledClass
+}
+
+// remembersBefore is how many compiledClass.before a class keeps.
+const remembersBefore = 3
+
+func (k *compiledClass) holds(s *Snapshot) bool {
+	return k.revision >= s.revision && k.since <= s.revision && k.engine == s.engine
+}
+
+// cut is the same, with no more than that many before.
+func (k *compiledClass) cut(keep int) *compiledClass {
+	if k == nil {
+		return nil
+	}
+	out := *k
+	out.before = nil
+	if keep > 0 {
+		out.before = k.before.cut(keep - 1)
+	}
+	return &out
 }
 
 // selection is the policies that select a class for one direction, sorted by name.
 type selection struct {
-	policies   []selected
-	by         []flow.PolicyRef // the same policies
-	isolated   bool             // one of them selects for certain
+	by         []flow.PolicyRef
+	isolated   bool // one of them selects for certain
 	usesBlocks bool
+	policies   *[]selected // the same policies; nil if there are none
+}
+
+// selected lists the policies.
+func (s *selection) selected() []selected {
+	if s.policies == nil {
+		return nil
+	}
+	return *s.policies
 }
 
 type selected struct {
@@ -32,24 +65,40 @@ type selected struct {
 	selects answer // yes or maybe
 }
 
-// class returns what this revision means to a class: what was found out
-// before, brought up to date by what has changed since.
+// class returns what this revision means to a class.
 func (s *Snapshot) class(c *Class) *compiledClass {
-	slot := &c.compiled[s.slot]
-	known := slot.Load()
-	if known != nil && known.engine == s.engine && known.revision == s.revision {
+	if known := c.compiled[s.slot].Load(); known != nil && known.holds(s) {
 		return known
 	}
-	if known == nil || known.engine != s.engine {
-		fresh := s.compileClass(c)
-		slot.CompareAndSwap(known, fresh)
+	return s.findClass(c)
+}
+
+// findClass brings what was found out before up to date by what has changed
+// since, or finds it out.
+func (s *Snapshot) findClass(c *Class) *compiledClass {
+	slot := &c.compiled[s.slot]
+	latest := slot.Load()
+	for k := latest; k != nil; k = k.before {
+		if k.holds(s) {
+			return k
+		}
+	}
+	if latest != nil && latest.engine == s.engine && latest.revision < s.revision {
+		fresh := s.updateClass(c, latest)
+		slot.CompareAndSwap(latest, fresh)
 		return fresh
 	}
-	if known.revision > s.revision {
-		return s.compileClass(c) // the newer one stays
+	fresh := s.compileClass(c)
+	if latest == nil || latest.engine != s.engine {
+		fresh.before = latest.cut(remembersBefore - 1)
+		slot.CompareAndSwap(latest, fresh)
+		return fresh
 	}
-	fresh := s.updateClass(c, known)
-	slot.CompareAndSwap(known, fresh)
+	// The past stands behind the present.
+	fresh.before = latest.before.cut(remembersBefore - 2)
+	front := *latest
+	front.before = fresh
+	slot.CompareAndSwap(latest, &front)
 	return fresh
 }
 
@@ -63,7 +112,7 @@ func (s *Snapshot) compileClass(c *Class) *compiledClass {
 		s.join(&out.members, scope, c)
 	}
 	if ns := s.policies[c.namespace]; ns != nil {
-		out.sides = ns.selections(c)
+		out.since, out.sides = ns.changed, ns.selections(c)
 	}
 	return out
 }
@@ -99,6 +148,8 @@ func (s *Snapshot) updateClass(c *Class, from *compiledClass) *compiledClass {
 		out.members.join(uint32(g), a)
 	}
 	if ns := s.policies[c.namespace]; ns != nil && ns.changed > from.revision {
+		// Even if the same policies select the class: others may have in between.
+		out.since, out.before = ns.changed, from.cut(remembersBefore-1)
 		sides := ns.selections(c)
 		if !sides[egress].equal(&from.sides[egress]) || !sides[ingress].equal(&from.sides[ingress]) {
 			out.sides, out.id = sides, s.shared.nextID()
@@ -108,13 +159,13 @@ func (s *Snapshot) updateClass(c *Class, from *compiledClass) *compiledClass {
 }
 
 func (s *selection) equal(t *selection) bool {
-	return slices.EqualFunc(s.policies, t.policies, func(a, b selected) bool { return a.policy == b.policy })
+	return slices.EqualFunc(s.selected(), t.selected(), func(a, b selected) bool { return a.policy == b.policy })
 }
 
 // namespacePolicies is one namespace's policies.
 type namespacePolicies struct {
 	list    []*compiled // sorted by name
-	changed uint64      // the revision that last changed them
+	changed uint32      // the revision that last changed them
 }
 
 // selections are the policies of the namespace that select a class.
@@ -135,7 +186,10 @@ func (n *namespacePolicies) selections(c *Class) (sides [2]selection) {
 }
 
 func (s *selection) add(p selected, ref flow.PolicyRef) {
-	s.policies = append(s.policies, p)
+	if s.policies == nil {
+		s.policies = new([]selected)
+	}
+	*s.policies = append(*s.policies, p)
 	s.by = append(s.by, ref)
 	s.isolated = s.isolated || p.selects.is == yes
 	for _, r := range p.rules {

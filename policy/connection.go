@@ -26,7 +26,7 @@ type Connection struct {
 //   - node: the node and its hostNetwork pods, which cannot be told from it. No
 //     policy selects it; only ipBlocks match it. A node always reaches the pods
 //     that it runs, and is reached by them.
-//   - outside: no policy selects it; only ipBlocks match it.
+//   - outside, apiserver: no policy selects it; only ipBlocks match it.
 //   - service: a virtual address that nothing translated. Which backend stands
 //     behind it, and whether ipBlocks see it, is not known.
 //   - unknown and ambiguous: some end, perhaps a pod. Only ipBlocks, and rules
@@ -61,8 +61,11 @@ func (e *End) namespace() string {
 
 // kind is the kind that counts: a pod without a class is an unknown end.
 func (e *End) kind() flow.EndpointKind {
-	if e.Kind == flow.EndpointPod && e.Class == nil {
+	switch {
+	case e.Kind == flow.EndpointPod && e.Class == nil:
 		return flow.EndpointUnknown
+	case e.Kind == flow.EndpointAPIServer:
+		return flow.EndpointOutside
 	}
 	return e.Kind
 }

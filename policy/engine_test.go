@@ -62,7 +62,7 @@ func TestSnapshotsNeverChange(t *testing.T) {
 		for range 8 {
 			h := said{snapshot: e.Snapshot()}
 			for range 10 {
-				c := g.connection(w).asConnection(e.Classes())
+				c := g.connection(w).asConnection(e.Classes(), nil)
 				h.connections = append(h.connections, c)
 				h.explained = append(h.explained, h.snapshot.Explain(c).String())
 			}
@@ -129,6 +129,73 @@ spec: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {tea
 			t.Errorf("%s: recompiled %v, want %v", c.what, touched, c.touched)
 		}
 	}
+}
+
+// Late flows are judged by the policies of their time, while others are judged
+// by those of now: neither makes the other compile again.
+func TestThePastIsRemembered(t *testing.T) {
+	e := shop(t, decode(t, allowAPI)...)
+	web, db := e.Snapshot().Pod("shop", "web").Class, e.Snapshot().Pod("data", "db").Class
+	var history []*policy.Snapshot
+	ids := make(map[*policy.Class][]uint64)
+	for i := range 3 {
+		s := e.Snapshot()
+		history = append(history, s)
+		for _, c := range []*policy.Class{web, db} {
+			ids[c] = append(ids[c], s.CompiledID(c))
+		}
+		e.SetPolicy(decode(t, fmt.Sprintf("metadata: {name: web}\nspec: {podSelector: {}, ingress: [{ports: [{port: %d}]}]}", i+1))[0])
+	}
+	e.Snapshot().CompiledID(web)
+	for range 3 {
+		for i, s := range history {
+			for c, want := range ids {
+				if got := s.CompiledID(c); got != want[i] {
+					t.Errorf("class of %s, revision %d: compiled again", c.Namespace(), s.Revision())
+				}
+			}
+			e.Snapshot().CompiledID(web)
+		}
+	}
+	if all := ids[web]; all[0] == all[1] || all[1] == all[2] {
+		t.Errorf("different policies are one: %v", all)
+	}
+	if all := ids[db]; all[0] != all[2] {
+		t.Errorf("what touched nothing is another: %v", all)
+	}
+}
+
+// A revision that nobody asked about in its time is found out later, once.
+func TestAPastThatNobodyAskedAbout(t *testing.T) {
+	e := shop(t, decode(t, allowAPI)...)
+	web := e.Snapshot().Pod("shop", "web").Class
+	e.SetPolicy(decode(t, "metadata: {name: web}\nspec: {podSelector: {}, ingress: [{ports: [{port: 80}]}]}")[0])
+	old := e.Snapshot()
+	e.SetPolicy(decode(t, "metadata: {name: web}\nspec: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: b}}}]}]}")[0])
+	now, past := e.Snapshot().CompiledID(web), old.CompiledID(web)
+	for range 2 {
+		if e.Snapshot().CompiledID(web) != now || old.CompiledID(web) != past {
+			t.Error("compiled again")
+		}
+	}
+	if now == past {
+		t.Error("different policies are one")
+	}
+}
+
+// A policy that came and went between two questions counts for its own time.
+func TestAPolicyThatCameAndWent(t *testing.T) {
+	e := shop(t, decode(t, allowAPI)...)
+	connection := "data/db > shop/bare tcp 80"
+	check(t, e, connection+" allowed")
+	e.SetPolicy(decode(t, "metadata: {name: deny}\nspec: {}")[0])
+	between := e.Snapshot()
+	e.DeletePolicy("shop", "deny")
+	check(t, e, connection+" allowed")
+	if d := between.Decide(parseConnection(t, between, connection)); d.Verdict != flow.VerdictDenied {
+		t.Errorf("in between it was %v", d.Verdict)
+	}
+	check(t, e, connection+" allowed")
 }
 
 func TestForksDoNotSeeEachOther(t *testing.T) {
@@ -287,7 +354,7 @@ func TestConcurrentUse(t *testing.T) {
 	e := w.engine(t, policy.NewClasses())
 	var connections []*policy.Connection
 	for range 200 {
-		connections = append(connections, g.connection(w).asConnection(e.Classes()))
+		connections = append(connections, g.connection(w).asConnection(e.Classes(), nil))
 	}
 	stop := make(chan struct{})
 	var readers sync.WaitGroup
@@ -333,7 +400,7 @@ func TestReachAgreesWithDecide(t *testing.T) {
 		e := w.engine(t, policy.NewClasses())
 		s := e.Snapshot()
 		for range 5 {
-			c := g.connection(w).asConnection(e.Classes())
+			c := g.connection(w).asConnection(e.Classes(), nil)
 			c.Seen = policy.End{}
 			ranges := s.Reach(&c.Src, &c.Dst)
 			if len(ranges) > 3 {
@@ -388,6 +455,16 @@ spec: {policyTypes: [Ingress, Egress]}`)...).Snapshot()
 	}
 	if got := s.Isolating(class, flow.DirectionUnknown); got != nil {
 		t.Errorf("no direction: %v", got)
+	}
+}
+
+func TestNamespaceLabels(t *testing.T) {
+	s := shop(t).Snapshot()
+	if s.NamespaceLabels("shop")["team"] != "a" || s.NamespaceLabels("ops") == nil || s.NamespaceLabels("none") != nil {
+		t.Errorf("%v, %v, %v", s.NamespaceLabels("shop"), s.NamespaceLabels("ops"), s.NamespaceLabels("none"))
+	}
+	if all := s.Namespaces(); len(all) != 3 || all["data"]["team"] != "b" {
+		t.Errorf("%v", all)
 	}
 }
 

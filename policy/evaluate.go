@@ -92,8 +92,9 @@ func (s *selection) evaluate(out *remembered, q *question) {
 	}
 	var certain, doubtful answer // whether such a policy allows it
 	everyDoubtful := true        // whether all of them do
-	for i := range s.policies {
-		p := &s.policies[i]
+	policies := s.selected()
+	for i := range policies {
+		p := &policies[i]
 		var allows answer
 		for _, r := range p.rules {
 			a := r.match(q)
@@ -142,30 +143,26 @@ func (r *remembered) decide(allowed answer) {
 	}
 }
 
-// samePod reports whether both ends are one pod.
+// samePod reports whether both ends are one pod. A pod has one address of each
+// IP version, so two addresses tell most.
 func samePod(a, b *End) answer {
 	if a.kind() != flow.EndpointPod || b.kind() != flow.EndpointPod {
 		return answer{}
 	}
-	if a.Addr.IsValid() && a.Addr.Unmap() == b.Addr.Unmap() {
-		return answer{is: yes}
+	x, y := a.Addr.Unmap(), b.Addr.Unmap()
+	if x.IsValid() && y.IsValid() && x.Is4() == y.Is4() {
+		return answer{is: isTrue(x == y)}
 	}
-	if a.namespace() != b.namespace() {
+	if a.Class != b.Class && a.namespace() != b.namespace() {
 		return answer{}
 	}
 	if a.Pod != "" && b.Pod != "" {
 		return answer{is: isTrue(a.Pod == b.Pod)}
 	}
-	if a.Class != b.Class || distinct(a, b) {
+	if a.Class != b.Class {
 		return answer{}
 	}
 	return doubt(ReasonSame)
-}
-
-// distinct reports whether the addresses show two pods.
-func distinct(a, b *End) bool {
-	x, y := a.Addr.Unmap(), b.Addr.Unmap()
-	return x.IsValid() && y.IsValid() && x.Is4() == y.Is4() && x != y
 }
 
 // ownNode reports whether one end is the node that runs the other.

@@ -74,8 +74,8 @@ func (s *Snapshot) explain(side *Side, direction int, subject, peer *End, c *Con
 	policies := &s.class(subject.Class).sides[direction]
 	switch side.Verdict {
 	case flow.VerdictUnknown:
-		for i := range policies.policies {
-			e.Problems = append(e.Problems, policies.policies[i].policy.problems...)
+		for _, p := range policies.selected() {
+			e.Problems = append(e.Problems, p.policy.problems...)
 		}
 	case flow.VerdictDenied:
 		a := &attempt{snapshot: s, direction: direction, subject: subject, peer: peer, connection: c}
@@ -160,6 +160,8 @@ func (e *End) String() string {
 		return e.namespace() + "/" + e.Pod
 	case e.kind() == flow.EndpointPod:
 		return "a pod of " + e.namespace()
+	case e.Kind == flow.EndpointAPIServer && e.Addr.IsValid():
+		return "API server " + e.Addr.Unmap().String()
 	case e.kind() == flow.EndpointNode && e.Node != "":
 		return "node " + e.Node
 	case e.kind() == flow.EndpointNode && e.Addr.IsValid():

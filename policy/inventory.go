@@ -52,6 +52,15 @@ func (s *Snapshot) Namespaces() map[string]map[string]string {
 	return out
 }
 
+// NamespaceLabels returns the labels of one namespace, as they were given; nil
+// if they are not known. They must not be changed.
+func (s *Snapshot) NamespaceLabels(name string) map[string]string {
+	if n := s.inventory[name]; n != nil {
+		return n.labels
+	}
+	return nil
+}
+
 // Pods lists the known pods, sorted by namespace and name.
 func (s *Snapshot) Pods() []*RegisteredPod {
 	var out []*RegisteredPod

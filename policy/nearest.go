@@ -51,8 +51,7 @@ func (m *miss) failures() []Failure { return slices.Concat(m.peers, m.ports) }
 // first by policy and index.
 func (a *attempt) nearest(policies *selection) *miss {
 	var best *miss
-	for i := range policies.policies {
-		p := &policies.policies[i]
+	for _, p := range policies.selected() {
 		if p.selects.is != yes {
 			continue
 		}

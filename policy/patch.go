@@ -65,13 +65,10 @@ func narrowest(policies *selection, nearest *miss) *compiled {
 		return nearest.policy
 	}
 	var best *compiled
-	for i := range policies.policies {
-		p := policies.policies[i].policy
-		if policies.policies[i].selects.is != yes || len(p.pods.requirements) == 0 {
-			continue
-		}
-		if best == nil || len(p.pods.requirements) > len(best.pods.requirements) {
-			best = p
+	for _, p := range policies.selected() {
+		n := len(p.policy.pods.requirements)
+		if p.selects.is == yes && n > 0 && (best == nil || n > len(best.pods.requirements)) {
+			best = p.policy
 		}
 	}
 	return best

@@ -170,6 +170,7 @@ spec: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {tea
 		{"a pod's node", node, homeless, 99, flow.VerdictUnknown, policy.ReasonSame},
 		{"a pod's class", classless, web, 80, flow.VerdictUnknown, policy.ReasonEnd},
 		{"a pod's class, and its address is enough", classless, web, 82, flow.VerdictUnknown, policy.ReasonRule},
+		{"the API server is outside", policy.End{Kind: flow.EndpointAPIServer, Addr: parseEnd(t, s, "203.0.113.1").Addr}, web, 80, flow.VerdictDenied, policy.ReasonNoRule},
 		{"a node and its pods are told apart", node, web, 99, flow.VerdictDenied, policy.ReasonNoRule},
 	} {
 		d := s.Decide(&policy.Connection{Src: c.src, Dst: c.dst, Protocol: flow.TCP, Port: c.port})

@@ -58,7 +58,7 @@ func (s *Snapshot) boundaries(protocol flow.Protocol, src, dst *End) []uint16 {
 		if subject.kind() != flow.EndpointPod {
 			continue
 		}
-		for _, p := range s.class(subject.Class).sides[d].policies {
+		for _, p := range s.class(subject.Class).sides[d].selected() {
 			for _, r := range p.rules {
 				for i := range r.ports {
 					p := &r.ports[i]

@@ -13,13 +13,13 @@ import (
 // Snapshot is a cluster's policies, namespaces and pods at one revision. It is
 // never changed and may be used concurrently.
 //
-// An Engine is fastest at its latest snapshot. Who asks an old one for long
-// should fork the engine instead of going back and forth.
+// A class remembers what the latest few revisions meant to it. Who asks about
+// many at a time should fork the engine for each.
 type Snapshot struct {
 	engine   *identity
 	slot     uint32 // of the engine, in classes
 	shared   *shared
-	revision uint64
+	revision uint32
 	// cacheless does not remember decisions.
 	cacheless bool
 
@@ -50,14 +50,14 @@ func (s *shared) nextID() uint64 { return firstID + s.ids.Add(1) }
 // Revision is 1 for the policies that the engine was made with, and one more
 // after each change of a policy. Pods and namespaces do not change it: a
 // Connection brings its own.
-func (s *Snapshot) Revision() uint64 { return s.revision }
+func (s *Snapshot) Revision() uint64 { return uint64(s.revision) }
 
 // Decide says what the policies say about a connection.
 func (s *Snapshot) Decide(c *Connection) (d Decision) {
 	s.side(&d.Egress, egress, &c.Src, &c.Dst, c)
 	s.side(&d.Ingress, ingress, &c.Dst, c.seen(), c)
 	d.Verdict = both(d.Egress.Verdict, d.Ingress.Verdict)
-	d.Revision = s.revision
+	d.Revision = s.Revision()
 	return d
 }
 
@@ -85,7 +85,7 @@ func (s *Snapshot) side(out *Side, direction int, subject, peer *End, c *Connect
 	}
 	class := s.class(subject.Class)
 	policies := &class.sides[direction]
-	if len(policies.policies) == 0 {
+	if len(policies.by) == 0 {
 		out.Verdict, out.Reason = flow.VerdictAllowed, ReasonNotIsolated
 		return
 	}

@@ -86,7 +86,11 @@ func (c captured) observation(t *testing.T) flow.Observation {
 		case "mark":
 			o.Mark = uint32(number(value, 32))
 		case "id": // ICMP's own comes first, the entry's last
-			o.ID = uint32(number(value, 32))
+			if o.Protocol.IsICMP() && o.ICMPID == 0 {
+				o.ICMPID = uint16(number(value, 16))
+			} else {
+				o.ID = uint32(number(value, 32))
+			}
 		case "[UNREPLIED]":
 			o.Status &^= flow.StatusSeenReply
 		case "[ASSURED]":

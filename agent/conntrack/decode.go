@@ -42,8 +42,10 @@ const (
 	ctaProtoNum        = 1
 	ctaProtoSrcPort    = 2
 	ctaProtoDstPort    = 3
+	ctaProtoICMPID     = 4
 	ctaProtoICMPType   = 5
 	ctaProtoICMPCode   = 6
+	ctaProtoICMPv6ID   = 7
 	ctaProtoICMPv6Type = 8
 	ctaProtoICMPv6Code = 9
 
@@ -208,6 +210,11 @@ func decodeProtocol(b []byte, o *flow.Observation, t *flow.Tuple, original bool)
 			t.SrcPort, ok = nlmsg.Uint16(p)
 		case ctaProtoDstPort:
 			t.DstPort, ok = nlmsg.Uint16(p)
+		case ctaProtoICMPID, ctaProtoICMPv6ID:
+			var id uint16
+			if id, ok = nlmsg.Uint16(p); ok && original {
+				o.ICMPID = id
+			}
 		case ctaProtoNum, ctaProtoICMPType, ctaProtoICMPCode, ctaProtoICMPv6Type, ctaProtoICMPv6Code:
 			if ok = len(p) == 1; ok && original {
 				setProtocol(typ, p[0], o)

@@ -26,6 +26,7 @@ const maxTries = 3
 func (s *Source) keepDumping(ctx context.Context) error {
 	defer s.dumps.Close()
 	defer s.dumps.StopWith(ctx)()
+	defer s.closeStats() //nolint:errcheck // nothing was written
 	ticker := time.NewTicker(s.o.DumpInterval)
 	defer ticker.Stop()
 	out := s.o.Deliver(nil)
@@ -37,6 +38,9 @@ func (s *Source) keepDumping(ctx context.Context) error {
 		}
 		if err != nil {
 			return fmt.Errorf("dump conntrack: %w", err)
+		}
+		if err := s.tellFull(time.Now()); err != nil {
+			return err
 		}
 		if !s.dumpIsDue(ctx, ticker.C, time.Now()) {
 			return nil

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/mdlayher/netlink"
+	ctnetlink "github.com/ti-mo/conntrack"
 	"github.com/ti-mo/netfilter"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -57,8 +58,14 @@ type Source struct {
 	events *nlmsg.Reader
 	dumps  *nlmsg.Reader
 	heal   chan struct{} // asks for a dump after a loss
+	asked  chan []Question
 
-	read, dumped, malformed, overruns atomic.Uint64
+	stats      func() ([]ctnetlink.Stats, error) // of the kernel's tracking; used by the dumps
+	closeStats func() error
+	drops      drops // at the last look
+	looked     time.Time
+
+	read, dumped, malformed, overruns, unanswered atomic.Uint64
 }
 
 // Open joins the events in the network namespace of the calling thread.
@@ -72,7 +79,7 @@ func Open(o Options) (*Source, error) {
 	if o.ReceiveBuffer == 0 {
 		o.ReceiveBuffer = defaultReceiveBuffer
 	}
-	s := &Source{o: o, heal: make(chan struct{}, 1)}
+	s := &Source{o: o, heal: make(chan struct{}, 1), asked: make(chan []Question, 1)}
 	var err error
 	if s.dumps, err = open(dumpSize, func(*netlink.Conn) error { return nil }); err != nil {
 		return nil, err
@@ -80,6 +87,11 @@ func Open(o Options) (*Source, error) {
 	if s.events, err = open(eventSize, s.listen); err != nil {
 		return nil, errors.Join(err, s.dumps.Close())
 	}
+	statistics, err := ctnetlink.Dial(nil)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open conntrack socket: %w", err), s.dumps.Close(), s.events.Close())
+	}
+	s.stats, s.closeStats = statistics.Stats, statistics.Close
 	return s, nil
 }
 
@@ -129,6 +141,7 @@ func (s *Source) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.readEvents(ctx) })
 	group.Go(func() error { return s.keepDumping(ctx) })
+	group.Go(func() error { return s.ask(ctx) })
 	return group.Wait()
 }
 
@@ -136,7 +149,7 @@ func (s *Source) readEvents(ctx context.Context) error {
 	defer s.events.Close()
 	defer s.events.StopWith(ctx)()
 	good := time.Now()
-	out := s.o.Deliver(nil)
+	out := s.lost(s.o.Deliver(nil)) // nobody listened before
 	for {
 		datagram, err := s.events.Next()
 		now := time.Now()
@@ -148,6 +161,7 @@ func (s *Source) readEvents(ctx context.Context) error {
 		case err == nil:
 		case errors.Is(err, unix.ENOBUFS):
 			s.overrun(good, time.Now())
+			out = s.lost(out)
 		case errors.Is(err, nlmsg.ErrStopped):
 			return nil
 		default:
@@ -184,6 +198,10 @@ func (s *Source) decode(b []byte, at int64, out []flow.Observation) []flow.Obser
 			break
 		}
 		b = rest
+		if header.Type == unix.NLMSG_ERROR {
+			out = s.answer(header, payload, at, out)
+			continue
+		}
 		s.read.Add(1)
 		out = append(s.room(out), flow.Observation{Time: at})
 		if err := Decode(header, payload, &out[len(out)-1]); err != nil {
@@ -211,6 +229,11 @@ func (s *Source) overrun(good, now time.Time) {
 	case s.heal <- struct{}{}:
 	default:
 	}
+}
+
+// lost tells the table, in the order of the events, that some before are missing.
+func (s *Source) lost(out []flow.Observation) []flow.Observation {
+	return s.o.Deliver(append(s.room(out), flow.Observation{Source: flow.SourceConntrack, Event: flow.EventLost, Time: time.Now().UnixNano()}))
 }
 
 // fault counts a message that could not be decoded, and shows the first.

@@ -41,6 +41,13 @@ func readSysctls(dir string) (sysctls, error) {
 // in the network namespace of the calling thread.
 func Limits() []string { return limits(readSysctls(sysctlDir)) }
 
+// Events reports whether connections that begin are told, in the network
+// namespace of the calling thread. Where that cannot be read they are taken to be.
+func Events() bool {
+	s, err := readSysctls(sysctlDir)
+	return err != nil || s.events
+}
+
 func limits(s sysctls, err error) []string {
 	if err != nil {
 		return []string{fmt.Sprintf("whether packets and bytes are counted is not known: %v", err)}

@@ -110,3 +110,22 @@ func processOf(port uint32) string {
 	}
 	return fmt.Sprintf("%s (pid %d)", strings.TrimSpace(string(comm)), port)
 }
+
+// Owners lists the groups that are read in the network namespace of the
+// calling thread, and by whom.
+func Owners() (map[uint16]string, error) {
+	f, err := os.Open("/proc/thread-self/net/netfilter/nfnetlink_log")
+	if err != nil {
+		return nil, fmt.Errorf("list NFLOG groups: %w", err)
+	}
+	defer f.Close()
+	owners := make(map[uint16]string)
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		var group uint16
+		var port uint32
+		if n, _ := fmt.Sscan(lines.Text(), &group, &port); n == 2 {
+			owners[group] = processOf(port)
+		}
+	}
+	return owners, nil
+}

@@ -38,13 +38,8 @@ var errNoPayload = errors.New("NFULA_PAYLOAD: missing")
 type decoder struct {
 	group    Group
 	grammars grammars
+	policies func() []flow.PolicyRef // that the cluster has; may be nil
 	prefixes map[string]prefix
-}
-
-// prefix is what is known about a log prefix.
-type prefix struct {
-	text    string
-	verdict flow.Verdict
 }
 
 func newDecoder(g Group) *decoder {
@@ -112,25 +107,39 @@ func (d *decoder) decode(message []byte, o *flow.Observation) (seq uint32, hasSe
 // judge sets the verdict by the group's meaning.
 func (d *decoder) judge(text []byte, o *flow.Observation) {
 	switch d.group.Meaning {
+	case MeaningAttempt:
+		attempt(text, o)
+		return
 	case MeaningDenied:
 		o.Verdict = flow.VerdictDenied
 	case MeaningAllowed:
 		o.Verdict = flow.VerdictAllowed
 	}
-	if len(text) == 0 && d.group.Meaning != MeaningPrefix {
+	if len(text) == 0 && (d.group.Meaning == MeaningDenied || d.group.Meaning == MeaningAllowed) {
 		return
 	}
 	known, ok := d.prefixes[string(text)] // no allocation: the compiler knows this form
-	if !ok {
-		known = prefix{text: string(text)}
-		known.verdict = d.grammars.verdict(known.text)
-		if len(d.prefixes) < maxPrefixes {
-			d.prefixes[known.text] = known
-		}
+	if !ok || known.again != 0 && o.Time >= known.again {
+		known = d.learn(string(text), o.Time)
 	}
-	o.Prefix = known.text
-	if d.group.Meaning == MeaningPrefix || hint(known.text) {
+	o.Prefix, o.Told = known.text, known.told
+	if d.group.Meaning > MeaningAllowed || hint(known.text) {
 		o.Verdict = known.verdict
+	}
+}
+
+// attempt says what the tap's prefix does. It has no verdict yet.
+func attempt(text []byte, o *flow.Observation) {
+	o.Source, o.Event = flow.SourceTap, flow.EventAttempt
+	switch string(text) {
+	case AttemptInZone:
+		o.Zone = flow.ZoneNotDefault
+	case AttemptAfterNAT:
+		o.Status = flow.StatusDstNAT
+	case AttemptInZoneNAT:
+		o.Zone, o.Status = flow.ZoneNotDefault, flow.StatusDstNAT
+	case AttemptUntracked:
+		o.Event = flow.EventUntracked
 	}
 }
 

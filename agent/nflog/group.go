@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/flowaudit/flowaudit/agent/calico"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -17,9 +18,24 @@ const (
 	MeaningDenied  Meaning = iota // every record is a refusal
 	MeaningAllowed                // every record is a permission
 	MeaningPrefix                 // the record's prefix tells
+	// MeaningKubeRouter: no prefix is a refusal. k3s' policy controller also
+	// logs the name of each policy that did not match: a hint, no verdict.
+	MeaningKubeRouter
+	MeaningCalico  // the prefix is Felix's
+	MeaningAttempt // a packet of a connection that is not confirmed yet: our own tap's
 )
 
-var meaningNames = [...]string{"denied", "allowed", "prefix"}
+// Prefixes of the tap's records. The empty one is a packet's first, before NAT,
+// in conntrack's zone 0.
+const (
+	AttemptInZone    = "zone"      // in another zone
+	AttemptAfterNAT  = "nat"       // its destination was translated
+	AttemptInZoneNAT = "zone nat"  // both
+	AttemptUntracked = "untracked" // it bypasses connection tracking
+)
+
+// meaningNames are those that a user can give.
+var meaningNames = [...]string{"denied", "allowed", "prefix", "kube-router", "calico"}
 
 // Group is an NFLOG group and what its records mean.
 type Group struct {
@@ -29,11 +45,14 @@ type Group struct {
 
 // String gives the form that ParseGroup reads.
 func (g Group) String() string {
+	if int(g.Meaning) >= len(meaningNames) {
+		return strconv.Itoa(int(g.Number))
+	}
 	return fmt.Sprintf("%d=%s", g.Number, meaningNames[g.Meaning])
 }
 
 // ParseGroup reads NUMBER or NUMBER=MEANING, where MEANING is denied (the
-// default), allowed, or prefix.
+// default), allowed, prefix, kube-router or calico.
 func ParseGroup(s string) (Group, error) {
 	number, meaning, given := strings.Cut(s, "=")
 	n, err := strconv.ParseUint(number, 10, 16)
@@ -50,21 +69,22 @@ func ParseGroup(s string) (Group, error) {
 			return g, nil
 		}
 	}
-	return Group{}, fmt.Errorf("parse NFLOG group %q: meaning %q: want denied, allowed or prefix", s, meaning)
+	return Group{}, fmt.Errorf("parse NFLOG group %q: meaning %q: want %s", s, meaning, strings.Join(meaningNames[:], ", "))
 }
 
 // grammars are compiled once a source: what a prefix says is looked up again
 // only when it is new.
 type grammars struct {
-	calico, deny, allow *regexp.Regexp
+	calico           calico.Grammar
+	deny, allow, k3s *regexp.Regexp
 }
 
 func newGrammars() grammars {
 	return grammars{
-		// Allow, Deny or Pass; Policy or pRofile; Ingress or Egress; rule; name.
-		calico: regexp.MustCompile(`^([ADP])[PR][IE]\d*(\||$)`),
+		calico: calico.NewGrammar(),
 		deny:   regexp.MustCompile(`(?i)(^|[^a-z])(deny|denied|drop|dropped|reject|rejected|refused|block|blocked)([^a-z]|$)`),
 		allow:  regexp.MustCompile(`(?i)(^|[^a-z])(allow|allowed|accept|accepted|pass|passed|permit|permitted)([^a-z]|$)`),
+		k3s:    regexp.MustCompile(`^DROP by policy ([^/]+)/(.+)$`),
 	}
 }
 
@@ -81,14 +101,8 @@ func (g grammars) verdict(prefix string) flow.Verdict {
 	if strings.HasPrefix(prefix, k3sHint) {
 		return flow.VerdictUnknown
 	}
-	if m := g.calico.FindStringSubmatch(prefix); m != nil {
-		switch m[1] {
-		case "A":
-			return flow.VerdictAllowed
-		case "D":
-			return flow.VerdictDenied
-		}
-		return flow.VerdictUnknown
+	if p, ok := g.calico.Parse(prefix); ok {
+		return p.Verdict
 	}
 	switch deny, allow := g.deny.MatchString(prefix), g.allow.MatchString(prefix); {
 	case deny && !allow:

@@ -62,7 +62,7 @@ func TestDecodePacket(t *testing.T) {
 	}{
 		{"a TCP SYN", synV4, flow.Observation{Protocol: flow.TCP, Size: 60, TCPFlags: flow.TCPSyn, Original: ports(v4, 48868, 3306)}},
 		{"UDP", udpV4, flow.Observation{Protocol: flow.UDP, Size: 33, Original: ports(v4, 48868, 5353)}},
-		{"ICMP", icmpV4, flow.Observation{Protocol: flow.ICMP, Size: 84, ICMPType: 8, Original: v4}},
+		{"ICMP", icmpV4, flow.Observation{Protocol: flow.ICMP, Size: 84, ICMPType: 8, ICMPID: 1, Original: v4}},
 		{"SCTP", sctpV4, flow.Observation{Protocol: flow.SCTP, Size: 68, Original: ports(v4, 5000, 2903)}},
 		{"a later fragment has no ports", fragV4, flow.Observation{Protocol: flow.UDP, Size: 60, Fragment: true, Original: v4}},
 		{"options before TCP", optsV4, flow.Observation{Protocol: flow.TCP, Size: 60, TCPFlags: flow.TCPSyn | flow.TCPAck, Original: ports(v4, 48868, 3306)}},
@@ -136,16 +136,37 @@ func TestDecodeRecord(t *testing.T) {
 	}
 }
 
-func TestDecodeAllocatesNothing(t *testing.T) {
-	d := newDecoder(Group{Number: 100, Meaning: MeaningPrefix})
-	message := record(attr(nfulaPrefix, []byte("DPI|default\x00")), attr(nfulaSequence, []byte{0, 0, 0, 1}), attr(nfulaPayload, unhex(synV6)))
-	var o flow.Observation
-	if n := testing.AllocsPerRun(100, func() {
-		if _, _, err := d.decode(message, &o); err != nil {
+func TestDecodeAttempts(t *testing.T) {
+	for prefix, want := range map[string]flow.Observation{
+		"":               {Event: flow.EventAttempt},
+		AttemptInZone:    {Event: flow.EventAttempt, Zone: flow.ZoneNotDefault},
+		AttemptAfterNAT:  {Event: flow.EventAttempt, Status: flow.StatusDstNAT},
+		AttemptInZoneNAT: {Event: flow.EventAttempt, Zone: flow.ZoneNotDefault, Status: flow.StatusDstNAT},
+		AttemptUntracked: {Event: flow.EventUntracked},
+	} {
+		var o flow.Observation
+		d := newDecoder(Group{Number: 4242, Meaning: MeaningAttempt})
+		if _, _, err := d.decode(record(attr(nfulaPrefix, []byte(prefix+"\x00")), attr(nfulaPayload, unhex(icmpV4))), &o); err != nil {
 			t.Fatal(err)
 		}
-	}); n != 0 {
-		t.Errorf("%v allocations a record, want 0", n)
+		if o.Source != flow.SourceTap || o.Verdict != flow.VerdictUnknown || o.Event != want.Event || o.Zone != want.Zone || o.Status != want.Status || o.ICMPID != 1 {
+			t.Errorf("prefix %q: %+v", prefix, o)
+		}
+	}
+}
+
+func TestDecodeAllocatesNothing(t *testing.T) {
+	for prefix, meaning := range map[string]Meaning{"DPI|default": MeaningPrefix, AttemptInZoneNAT: MeaningAttempt} {
+		d := newDecoder(Group{Number: 100, Meaning: meaning})
+		message := record(attr(nfulaPrefix, []byte(prefix+"\x00")), attr(nfulaSequence, []byte{0, 0, 0, 1}), attr(nfulaPayload, unhex(synV6)))
+		var o flow.Observation
+		if n := testing.AllocsPerRun(100, func() {
+			if _, _, err := d.decode(message, &o); err != nil {
+				t.Fatal(err)
+			}
+		}); n != 0 {
+			t.Errorf("%v allocations a record with prefix %q, want 0", n, prefix)
+		}
 	}
 }
 
@@ -184,7 +205,7 @@ func TestAHintDecidesNothingInAGroupOfDenials(t *testing.T) {
 
 func TestParseGroup(t *testing.T) {
 	for in, want := range map[string]Group{
-		"100": {100, MeaningDenied}, "100=denied": {100, MeaningDenied}, "7=allowed": {7, MeaningAllowed}, "0=prefix": {0, MeaningPrefix},
+		"100": {100, MeaningDenied}, "100=denied": {100, MeaningDenied}, "7=allowed": {7, MeaningAllowed}, "0=prefix": {0, MeaningPrefix}, "1=calico": {1, MeaningCalico}, "100=kube-router": {100, MeaningKubeRouter},
 	} {
 		if got, err := ParseGroup(in); err != nil || got != want {
 			t.Errorf("ParseGroup(%q) = %v, %v; want %v", in, got, err, want)

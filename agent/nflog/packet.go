@@ -128,5 +128,8 @@ func decodeTransport(p []byte, o *flow.Observation) {
 		if len(p) >= 2 {
 			o.ICMPType, o.ICMPCode = p[0], p[1]
 		}
+		if len(p) >= 6 { // where a request has its identifier
+			o.ICMPID = binary.BigEndian.Uint16(p[4:])
+		}
 	}
 }

@@ -20,6 +20,9 @@ import (
 type Options struct {
 	Group Group
 	Node  string // who reports gaps
+	// Policies are those that the cluster has; nil if they are not known. Names
+	// that are too long for a log prefix are found among them.
+	Policies func() []flow.PolicyRef
 	// Deliver takes a filled slice and returns an empty one to fill next. It
 	// blocks while the table is busy; the socket's buffer holds what comes then.
 	Deliver func([]flow.Observation) []flow.Observation
@@ -78,19 +81,28 @@ func Open(o Options) (*Source, error) {
 		return nil, errors.Join(err, socket.Con.Close())
 	}
 	s := &Source{o: o, decoder: newDecoder(o.Group)}
+	s.decoder.policies = o.Policies
 	if s.reader, err = nlmsg.NewReader(socket.Con, 2*kernelBuffer); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// Name returns nflog: and the group's number.
-func (s *Source) Name() string { return fmt.Sprintf("nflog:%d", s.o.Group.Number) }
+// Name returns nflog: and the group's number, or tap for the tap's group.
+func (s *Source) Name() string {
+	if s.o.Group.Meaning == MeaningAttempt {
+		return "tap"
+	}
+	return fmt.Sprintf("nflog:%d", s.o.Group.Number)
+}
 
 // Stats may be called at any time.
 func (s *Source) Stats() Stats {
 	return Stats{Packets: s.packets.Load(), Malformed: s.malformed.Load(), Lost: s.lost.Load()}
 }
+
+// Close closes a source that is not run.
+func (s *Source) Close() error { return s.reader.Close() }
 
 // Run reads until ctx ends, and closes the source.
 func (s *Source) Run(ctx context.Context) error {

@@ -29,7 +29,7 @@ type Reader struct {
 	woke time.Time
 	wait [2]unix.PollFd // the socket, and the eventfd that stops
 
-	mu     sync.Mutex // between a stop and Close
+	mu     sync.Mutex // between a stop, a send and Close
 	closed bool
 }
 
@@ -108,6 +108,17 @@ func (r *Reader) Send(m netlink.Message) error {
 	b, err := m.MarshalBinary()
 	if err != nil {
 		return err
+	}
+	return r.SendRaw(b)
+}
+
+// SendRaw sends encoded messages to the kernel, one behind the other. The
+// kernel answers each. It returns ErrStopped after Close.
+func (r *Reader) SendRaw(b []byte) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return ErrStopped
 	}
 	return unix.Sendto(r.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -70,6 +71,13 @@ Examples:
   # a node whose network policies log refusals to NFLOG group 100 (kube-router, k3s)
   flowaudit-agent --collector collector:4245 --node-name "$(hostname)" --nflog-group 100
 
+  # Cilium, and a node whose network plugin is found by itself
+  flowaudit-agent --collector collector:4245 --source hubble
+  flowaudit-agent --collector collector:4245 --source auto
+
+  # any network plugin that enforces with netfilter, also one that logs nothing
+  flowaudit-agent --collector collector:4245 --tap --tap-pods 10.244.0.0/16
+
   # inside a pod, its identity from the downward API
   flowaudit-agent --collector collector:4245 --scope pod
 
@@ -85,15 +93,18 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 	fs := pflag.NewFlagSet("flowaudit-agent", pflag.ContinueOnError)
 	fs.SortFlags = false
 	fs.Usage = func() { fmt.Fprint(stdout, usage, fs.FlagUsages()) }
-	var groups []string
+	var groups, sources []string
 	var scope, podLabels, granularity, confirmed string
 	fs.StringVar(&o.Collector.Address, "collector", o.Collector.Address, "`address` of the collector, host:port or unix:PATH")
 	fs.StringVar(&o.Node, "node-name", o.Node, "`name` of this node as in the cluster (default: $NODE_NAME)")
 	fs.StringVar(&o.Cluster, "cluster", o.Cluster, "`name` or UID of the cluster")
 	fs.StringVar(&scope, "scope", "node", "what to look at: node, or pod for the agent's own pod, whose identity is then read from POD_NAME, POD_NAMESPACE, POD_UID, POD_IPS and NODE_NAME")
 	fs.StringVar(&podLabels, "pod-labels", "", "`file` with the pod's labels, of a downward API volume (with --scope pod)")
-	fs.StringArrayVar(&groups, "nflog-group", nil, "NFLOG `group` to read and what its records mean: NUMBER=denied, allowed, or prefix where the log prefix tells; may be repeated")
+	fs.StringArrayVar(&sources, "source", nil, "`name` of a source beside connection tracking, or NAME=ADDRESS where it is not at its usual place; may be repeated: "+
+		strings.Join(agent.SourceNames(), ", ")+". auto, the default without --nflog-group, takes what the node's network plugin offers. See docs/sources.md")
+	fs.StringArrayVar(&groups, "nflog-group", nil, "NFLOG `group` to read and what its records mean: NUMBER=denied, allowed, prefix where the log prefix tells, or kube-router or calico for theirs; may be repeated")
 	fs.BoolVar(&o.Conntrack, "conntrack", o.Conntrack, "read connection tracking")
+	tapFlags(fs, &o)
 	fs.StringVar(&confirmed, "trust-confirmed", string(o.ConfirmedAllowed), "take a tracked connection to a local pod for an allowed one, also without a reply: yes where netfilter enforces, no elsewhere; auto says yes with --nflog-group")
 	fs.DurationVar(&o.Window, "window", o.Window, "how long repeats are merged into one flow")
 	fs.DurationVar(&o.UnansweredAfter, "unanswered-after", o.UnansweredAfter, "how long a connection may wait for its first reply")
@@ -127,6 +138,9 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 		return o, false, fmt.Errorf("--granularity %q: want pair or connection", granularity)
 	}
 	o.ConfirmedAllowed = agent.Confirmed(confirmed)
+	if o.Sources, err = parseSources(sources, len(groups) > 0 || o.Scope == flow.ScopePod); err != nil {
+		return o, false, err
+	}
 	for _, g := range groups {
 		group, err := nflog.ParseGroup(g)
 		if err != nil {
@@ -140,6 +154,37 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 		}
 	}
 	return o, false, o.Validate()
+}
+
+// parseSources reads --source; told says that it is known otherwise what to read.
+func parseSources(texts []string, told bool) (all []agent.Choice, err error) {
+	if len(texts) == 0 && !told {
+		texts = []string{agent.SourceAuto}
+	}
+	for _, s := range texts {
+		c, err := agent.ParseChoice(s)
+		if err != nil {
+			return nil, fmt.Errorf("--source: %w", err)
+		}
+		all = append(all, c)
+	}
+	return all, nil
+}
+
+// tapFlags are those of the tap.
+func tapFlags(fs *pflag.FlagSet, o *agent.Options) {
+	fs.BoolVar(&o.Tap, "tap", o.Tap, "log the first packet of each connection attempt by nftables rules of the agent's own (table inet flowaudit-tap): what conntrack never confirms was refused. Needs nothing of the network plugin, works where netfilter enforces, decides nothing, and goes with the agent")
+	fs.Uint16Var(&o.TapGroup, "tap-group", o.TapGroup, "NFLOG `group` of the tap, one that nobody else reads")
+	fs.Func("tap-pods", "limit the tap to these pod `addresses`, as prefixes, comma-separated; may be repeated", func(s string) error {
+		for _, text := range strings.Split(s, ",") {
+			p, err := netip.ParsePrefix(strings.TrimSpace(text))
+			if err != nil {
+				return fmt.Errorf("want prefixes such as 10.244.0.0/16 or fd00:10:244::/56: %w", err)
+			}
+			o.TapPods = append(o.TapPods, p.Masked())
+		}
+		return nil
+	})
 }
 
 func parseScope(s string) (flow.Scope, error) {

@@ -37,7 +37,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := agent.Options{
-		Node: "node-1", Cluster: "default", Version: "devel", Conntrack: true, Window: 10 * time.Second, UnansweredAfter: 10 * time.Second,
+		Node: "node-1", Cluster: "default", Version: "devel", Sources: []agent.Choice{{Name: "auto"}}, Conntrack: true, TapGroup: 4242, Window: 10 * time.Second, UnansweredAfter: 10 * time.Second,
 		MaxConnections: 1 << 20, MaxFlows: 1 << 17, MaxQueue: 1 << 19, ConfirmedAllowed: agent.ConfirmedAuto,
 	}
 	want.Collector.Address = "127.0.0.1:4245"
@@ -61,9 +61,13 @@ func TestFlags(t *testing.T) {
 		{"--cluster prod", func(o *agent.Options) { o.Cluster = "prod" }},
 		{"--scope node", func(*agent.Options) {}},
 		{"--nflog-group 100 --nflog-group 2=prefix --nflog-group 3=allowed", func(o *agent.Options) {
-			o.NFLOG = []nflog.Group{{Number: 100}, {Number: 2, Meaning: nflog.MeaningPrefix}, {Number: 3, Meaning: nflog.MeaningAllowed}}
+			o.Sources, o.NFLOG = nil, []nflog.Group{{Number: 100}, {Number: 2, Meaning: nflog.MeaningPrefix}, {Number: 3, Meaning: nflog.MeaningAllowed}}
 		}},
-		{"--conntrack=false --nflog-group 1=denied", func(o *agent.Options) { o.Conntrack, o.NFLOG = false, []nflog.Group{{Number: 1}} }},
+		{"--conntrack=false --nflog-group 1=denied", func(o *agent.Options) { o.Sources, o.Conntrack, o.NFLOG = nil, false, []nflog.Group{{Number: 1}} }},
+		{"--source antrea --source ovn=/var/log/acl*.log --source nflog:7=calico", func(o *agent.Options) {
+			o.Sources = []agent.Choice{{Name: "antrea"}, {Name: "ovn", Address: "/var/log/acl*.log"}, {Name: "nflog", Address: "7=calico"}}
+		}},
+		{"--source auto --nflog-group 7", func(o *agent.Options) { o.NFLOG = []nflog.Group{{Number: 7}} }},
 		{"--trust-confirmed no", func(o *agent.Options) { o.ConfirmedAllowed = agent.ConfirmedDoubt }},
 		{"--trust-confirmed yes", func(o *agent.Options) { o.ConfirmedAllowed = agent.ConfirmedTrust }},
 		{"--window 30s", func(o *agent.Options) { o.Window = 30 * time.Second }},
@@ -85,7 +89,7 @@ func TestFlags(t *testing.T) {
 			if err != nil || p.Name != "web-0" || len(p.Addrs) != 2 || p.Labels["app"] != "web" {
 				t.Errorf("pod %+v, %v", p, err)
 			}
-			o.Scope, o.Pod = flow.ScopePod, p
+			o.Sources, o.Scope, o.Pod = nil, flow.ScopePod, p
 		}},
 	} {
 		got, err := parseFlags(t, environment, strings.Fields(test.args)...)
@@ -119,9 +123,12 @@ func TestWrongFlags(t *testing.T) {
 		{environment, "--scope pod --pod-labels /none", "read pod labels: open /none"},
 		{environment, "--nflog-group all", `--nflog-group: parse NFLOG group "all": want a number up to 65535`},
 		{environment, "--nflog-group 70000", "--nflog-group: "},
-		{environment, "--nflog-group 5=refused", `meaning "refused": want denied, allowed or prefix`},
+		{environment, "--nflog-group 5=refused", `meaning "refused": want denied, allowed, prefix, kube-router, calico`},
 		{environment, "--nflog-group 5 --nflog-group 5=allowed", "--nflog-group 5 is given twice"},
-		{environment, "--conntrack=false", "nothing to read: give --nflog-group, or leave --conntrack on"},
+		{environment, "--scope pod --conntrack=false", "nothing to read: give --source or --nflog-group, or leave --conntrack on"},
+		{environment, "--source nosuch", `--source: parse source "nosuch": want one of auto, antrea, aws, calico, `},
+		{environment, "--source hubble --source hubble=unix:/a", "--source hubble is given twice"},
+		{environment, "--source ovn --source ovn", "--source ovn is given twice"},
 		{environment, "--trust-confirmed maybe", `--trust-confirmed "maybe": want auto, yes or no`},
 		{environment, "--window 10", "--window"},
 		{environment, "--window 1ms", "--window 1ms: want 1s to 1h"},

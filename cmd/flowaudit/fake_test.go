@@ -35,12 +35,13 @@ func TestMain(m *testing.M) {
 // collector answers as a test says, and notes what it was asked.
 type collector struct {
 	flowauditv1.UnimplementedQueryServer
-	observe []*flowauditv1.ObserveResponse
-	run     []*flowauditv1.RunResponse
-	list    *flowauditv1.ListResponse
-	status  *flowauditv1.StatusResponse
-	err     error // at the end of an answer
-	hang    bool  // the answer has no end
+	observe  []*flowauditv1.ObserveResponse
+	run      []*flowauditv1.RunResponse
+	list     *flowauditv1.ListResponse
+	status   *flowauditv1.StatusResponse
+	err      error // at the end of an answer
+	hang     bool  // the answer has no end
+	recorded *recorded
 
 	mu       sync.Mutex
 	observed *flowauditv1.ObserveRequest
@@ -142,9 +143,12 @@ func flowaudit(t *testing.T, c *collector, env map[string]string, args ...string
 // golden compares with testdata/NAME.txt.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
-	path := filepath.Join("testdata", name+".txt")
+	if filepath.Ext(name) == "" {
+		name += ".txt"
+	}
+	path := filepath.Join("testdata", name)
 	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {

@@ -14,7 +14,7 @@ import (
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
-func prefixes(all ...string) (out []netip.Prefix) {
+func cidrs(all ...string) (out []netip.Prefix) {
 	for _, s := range all {
 		out = append(out, netip.MustParsePrefix(s))
 	}
@@ -64,11 +64,11 @@ func filterCases() []filterCase {
 		{args: "--workload web", match: either(flow.Ends{Workloads: []flow.WorkloadName{{Name: "web"}}})},
 		{args: "--from-workload shop/web", match: from(flow.Ends{Workloads: []flow.WorkloadName{{Namespace: "shop", Name: "web"}}})},
 		{args: "--to-workload shop/StatefulSet/db", match: to(flow.Ends{Workloads: []flow.WorkloadName{{Namespace: "shop", Kind: "StatefulSet", Name: "db"}}})},
-		{args: "--ip 10.0.0.7", match: either(flow.Ends{Prefixes: prefixes("10.0.0.7/32")})},
-		{args: "--ip ::ffff:10.0.0.7", match: either(flow.Ends{Prefixes: prefixes("10.0.0.7/32")})},
-		{args: "--ip ::ffff:10.0.0.0/104", match: either(flow.Ends{Prefixes: prefixes("10.0.0.0/8")})},
-		{args: "--from-ip 10.1.2.3/8,fd00::1", match: from(flow.Ends{Prefixes: prefixes("10.0.0.0/8", "fd00::1/128")})},
-		{args: "--to-ip fd00::5/64", match: to(flow.Ends{Prefixes: prefixes("fd00::/64")})},
+		{args: "--ip 10.0.0.7", match: either(flow.Ends{Prefixes: cidrs("10.0.0.7/32")})},
+		{args: "--ip ::ffff:10.0.0.7", match: either(flow.Ends{Prefixes: cidrs("10.0.0.7/32")})},
+		{args: "--ip ::ffff:10.0.0.0/104", match: either(flow.Ends{Prefixes: cidrs("10.0.0.0/8")})},
+		{args: "--from-ip 10.1.2.3/8,fd00::1", match: from(flow.Ends{Prefixes: cidrs("10.0.0.0/8", "fd00::1/128")})},
+		{args: "--to-ip fd00::5/64", match: to(flow.Ends{Prefixes: cidrs("fd00::/64")})},
 		{args: "-l app=web", match: either(flow.Ends{Labels: []flow.LabelTerm{term("app", flow.LabelIn, "web")}})},
 		{args: "--from-label app=web,tier!=db,new,!old", match: from(flow.Ends{Labels: []flow.LabelTerm{
 			term("app", flow.LabelIn, "web"), term("new", flow.LabelExists), term("old", flow.LabelNotExists), term("tier", flow.LabelNotIn, "db"),

@@ -105,7 +105,7 @@ func sampleStatus() *flowauditv1.StatusResponse {
 			},
 			{
 				Node: "shop/web-0", Instance: "uid", Scope: flowauditv1.Scope_SCOPE_POD, Version: "1.2.2", Started: here.Add(-time.Hour).UnixMilli(),
-				LastSeen: here.Add(-5 * time.Minute).UnixMilli(), Limits: []string{"pod scope: refusals by the node show as unanswered"},
+				LastSeen: here.Add(-5 * time.Minute).UnixMilli(), Notes: []string{"hubble is read: /var/run/cilium/hubble.sock is there"}, Limits: []string{"pod scope: refusals by the node show as unanswered"},
 				Gaps: []*flowauditv1.Gap{flowauditv1.FromGap(flow.Gap{Node: "shop/web-0", Source: "conntrack", Kind: flow.GapOverrun, Start: here.Add(-6 * time.Minute), End: here.Add(-5 * time.Minute)})},
 			},
 		},

@@ -42,8 +42,8 @@ func main() {
 	defer stop()
 	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, environment{
-		name: filepath.Base(os.Args[0]), args: os.Args[1:], stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv,
-		now: time.Now, terminal: isTerminal(os.Stdout),
+		name: filepath.Base(os.Args[0]), args: os.Args[1:], stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv,
+		now: time.Now, terminal: isTerminal(os.Stdout), stderrTerminal: isTerminal(os.Stderr),
 	}))
 }
 
@@ -51,10 +51,12 @@ func main() {
 type environment struct {
 	name           string
 	args           []string
+	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
 	now            func() time.Time
-	terminal       bool
+	terminal       bool // standard output is one
+	stderrTerminal bool
 }
 
 func isTerminal(f *os.File) bool {
@@ -131,7 +133,7 @@ who tried and was refused, and what the answer stands on.`,
 	fs.StringVar(&c.dial.Address, "server", c.dial.Address, "`address` of the collector, host:port or unix:PATH (or $FLOWAUDIT_SERVER)")
 	fs.DurationVar(&c.timeout, "timeout", 30*time.Second, "how long to wait for an answer; following has no end")
 	c.dial.Flags(fs)
-	root.AddCommand(newObserve(c), newStatus(c), newQuery(c), newSQL(c), newVersion(env))
+	root.AddCommand(newObserve(c), newStatus(c), newQuery(c), newSQL(c), newSuggest(c), newReplay(c), newUnused(c), newPolicy(env), newVersion(env))
 	return root
 }
 

@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -177,7 +179,7 @@ func (o printOptions) colored(color, text string) string {
 func verdictText(f *flow.Flow) string { return strings.ToUpper(f.Verdict.String()) }
 
 func sourceName(f *flow.Flow) string {
-	name := endName(f.Source, f.Src.String())
+	name := endName(f.Source, f.Src)
 	if f.SourcePort != 0 {
 		name += ":" + strconv.Itoa(int(f.SourcePort))
 	}
@@ -185,7 +187,7 @@ func sourceName(f *flow.Flow) string {
 }
 
 func destinationName(f *flow.Flow) string {
-	name := endName(f.Destination, f.Dst.String())
+	name := endName(f.Destination, f.Dst)
 	if f.Protocol.HasPorts() {
 		name += ":" + strconv.Itoa(int(f.Port))
 	}
@@ -193,26 +195,36 @@ func destinationName(f *flow.Flow) string {
 }
 
 // endName is the pod, else what the address is known as, with the address.
-func endName(e *flow.Endpoint, ip string) string {
-	if strings.Contains(ip, ":") {
-		ip = "[" + ip + "]"
+func endName(e *flow.Endpoint, addr netip.Addr) string {
+	ip := addr.String()
+	switch {
+	case addr.Is6():
+		ip = "([" + ip + "])"
+	case addr.IsValid():
+		ip = "(" + ip + ")"
+	default:
+		ip = "" // only the name is known
 	}
 	switch {
 	case e == nil || e.Kind == flow.EndpointUnknown:
-		return ip
+		return strings.Trim(ip, "()")
 	case e.Kind == flow.EndpointPod:
-		return e.Namespace + "/" + e.Pod + "(" + ip + ")"
+		return e.Namespace + "/" + cmp.Or(e.Pod, e.Workload.Name) + ip
 	case e.Kind == flow.EndpointNode:
-		return "node/" + e.Node + "(" + ip + ")"
+		return "node/" + e.Node + ip
 	}
-	return e.Kind.String() + "(" + ip + ")"
+	if !addr.IsValid() && e.Workload.Name != "" {
+		return e.Kind.String() + "/" + e.Workload.Name
+	}
+	return e.Kind.String() + ip
 }
 
 func protocolText(f *flow.Flow) string {
 	text := strings.ToUpper(f.Protocol.String())
 	if f.Protocol.IsICMP() {
-		typ, code := f.ICMP()
-		text += fmt.Sprintf(" type %d code %d", typ, code)
+		if typ, code := f.ICMP(); typ != flow.ICMPUnknown {
+			text += fmt.Sprintf(" type %d code %d", typ, code)
+		}
 	}
 	if names := flow.TCPFlagNames(f.TCPFlags); len(names) > 0 {
 		text += " " + strings.Join(names, ",")
@@ -268,7 +280,9 @@ func (p *tablePrinter) print(f *flow.Flow) error {
 	port := strconv.Itoa(int(f.Port))
 	if f.Protocol.IsICMP() {
 		typ, code := f.ICMP()
-		port = fmt.Sprintf("%d/%d", typ, code)
+		if port = fmt.Sprintf("%d/%d", typ, code); typ == flow.ICMPUnknown {
+			port = "-"
+		}
 	}
 	size := "-"
 	if f.Counted {
@@ -276,7 +290,7 @@ func (p *tablePrinter) print(f *flow.Flow) error {
 	}
 	cells := []string{
 		f.Start.In(p.o.location).Format("2006-01-02 15:04:05.000"), p.o.colored(verdictColor(f.Verdict), verdictText(f)),
-		endName(f.Source, f.Src.String()), endName(f.Destination, f.Dst.String()), port, f.Protocol.String(),
+		endName(f.Source, f.Src), endName(f.Destination, f.Dst), port, f.Protocol.String(),
 		strconv.FormatUint(f.Connections, 10), size, orDash(f.Reason.String()),
 	}
 	if p.wide {

@@ -134,8 +134,14 @@ func writeStatus(w io.Writer, s *flowauditv1.StatusResponse, now time.Time) {
 		if d := skewText(a.GetSkew()); d != "" {
 			fmt.Fprintf(w, "  %s: the API server's clock is %s this node's\n", a.GetNode(), d)
 		}
+		for _, n := range a.GetNotes() {
+			fmt.Fprintf(w, "  %s: source %s\n", a.GetNode(), n)
+		}
 		for _, l := range a.GetLimits() {
 			fmt.Fprintf(w, "  %s: %s\n", a.GetNode(), l)
+		}
+		if n := a.GetContradicted(); n > 0 {
+			fmt.Fprintf(w, "  %s: %d %s of the plugin's log are contradicted by conntrack: the packets passed\n", a.GetNode(), n, plural(n, "record"))
 		}
 	}
 }

@@ -1,7 +1,4 @@
 // Command chdb gives libchdb, which is today's ClickHouse as a library, an HTTP front for tests.
-//
-// It speaks as much of ClickHouse's HTTP protocol as its driver for Go uses.
-// It runs one query at a time, and stays until it is killed.
 package main
 
 import (
@@ -24,6 +21,8 @@ import (
 	"github.com/ebitengine/purego"
 )
 
+// main serves as much of ClickHouse's HTTP protocol as its driver for Go uses,
+// one query at a time, until it is killed.
 func main() {
 	if len(os.Args) != 4 {
 		fmt.Fprintln(os.Stderr, "usage: chdb LIBRARY DIRECTORY LISTEN-ADDRESS")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/test/netlab"
+	"github.com/flowaudit/flowaudit/test/netlab/traffic"
 )
 
 // cluster is two nodes with two pods each, an agent on each node.
@@ -135,7 +136,7 @@ func TestVerdicts(t *testing.T) {
 			talk(t, a1, "tcp", hostPort(b1.IPv4, p), 1000)
 		}, []row{{flow.TCP, "10.1.0.1", "10.2.0.1", 1005, flow.VerdictAllowed, flow.ReasonReply, 1}}},
 		{"an SCTP association", 1006, func(p uint16) {
-			associate(t, a1, b1, p)
+			must(t, traffic.Associate(a1, b1, a1.IPv4, b1.IPv4, p))
 		}, []row{{flow.SCTP, "10.1.0.1", "10.2.0.1", 1006, flow.VerdictAllowed, flow.ReasonReply, 1}}},
 		{"in fragments", 1007, func(p uint16) {
 			serve(t, b1, p)
@@ -173,7 +174,7 @@ func TestVerdicts(t *testing.T) {
 			{flow.TCP, "fd00:1::1", "fd00:2::1", 2003, flow.VerdictDenied, flow.ReasonLogged, 1},
 		}},
 		{"dropped, SCTP", 2004, func(p uint16) {
-			sendRaw(t, a1, 132, a2.IPv4, sctpPacket(40000, p, 0, sctpInit, sctpInitValue(1)))
+			must(t, traffic.InitSCTP(a1, a2.IPv4, p))
 		}, []row{{flow.SCTP, "10.1.0.1", "10.1.0.2", 2004, flow.VerdictDenied, flow.ReasonLogged, 1}}},
 		{"dropped, in fragments", 2005, func(p uint16) {
 			do(t, a1, func() error {
@@ -214,7 +215,7 @@ func TestVerdicts(t *testing.T) {
 		}, []row{{flow.ICMPv6, "fd00:1::1", "fd00:2::1", flow.ICMPPort(128, 0), flow.VerdictAllowed, flow.ReasonReply, 1}}},
 	}
 	for _, p := range []*netlab.Pod{a1, a2, b1} {
-		if err := p.NFT(noSCTP); err != nil {
+		if err := p.NFT(traffic.NoSCTP); err != nil {
 			t.Fatal(err)
 		}
 	}

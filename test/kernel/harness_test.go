@@ -207,7 +207,12 @@ func startAgent(t *testing.T, ns *netlab.Namespace, s *sink, env []string, args 
 		t.Fatal(err)
 	}
 	go func() { a.done <- a.cmd.Wait() }()
-	t.Cleanup(a.stop)
+	t.Cleanup(func() {
+		a.stop()
+		if t.Failed() {
+			t.Logf("the agent's log:\n%s", a.log.String())
+		}
+	})
 	return a
 }
 

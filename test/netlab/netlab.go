@@ -26,7 +26,7 @@ const prefix = "falab"
 // New makes a namespace with its loopback up. The caller closes it. Namespaces
 // of programs that are gone are removed.
 func New(label string) (*Namespace, error) {
-	if err := sweep(); err != nil {
+	if err := Sweep(); err != nil {
 		return nil, err
 	}
 	n := &Namespace{Name: fmt.Sprintf("%s-%d-%s", prefix, os.Getpid(), label)}
@@ -39,8 +39,8 @@ func New(label string) (*Namespace, error) {
 	return n, nil
 }
 
-// sweep removes namespaces whose maker does not run any more.
-func sweep() error {
+// Sweep removes namespaces whose maker does not run any more. New does it, too.
+func Sweep() error {
 	entries, err := os.ReadDir("/run/netns")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -105,6 +105,13 @@ func (n *Namespace) Command(ctx context.Context, name string, args ...string) *e
 // IP runs ip(8) inside the namespace.
 func (n *Namespace) IP(args ...string) error { return ip(append([]string{"-n", n.Name}, args...)...) }
 
+// Batch runs many ip(8) commands inside the namespace at the cost of one.
+func (n *Namespace) Batch(commands ...string) error {
+	cmd := exec.Command("ip", "-n", n.Name, "-batch", "-")
+	cmd.Stdin = strings.NewReader(strings.Join(commands, "\n") + "\n")
+	return run(cmd)
+}
+
 // NFT loads a rule set in nft(8)'s language.
 func (n *Namespace) NFT(rules string) error {
 	cmd := n.Command(context.Background(), "nft", "-f", "-")
@@ -129,25 +136,23 @@ func Link(a *Namespace, aDev string, aAddrs []string, b *Namespace, bDev string,
 	if err := a.IP("link", "add", aDev, "type", "veth", "peer", "name", bDev, "netns", b.Name); err != nil {
 		return err
 	}
-	for _, end := range []struct {
-		ns    *Namespace
-		dev   string
-		addrs []string
-	}{{a, aDev, aAddrs}, {b, bDev, bAddrs}} {
-		for _, addr := range end.addrs {
-			args := []string{"addr", "add", addr, "dev", end.dev}
-			if strings.Contains(addr, ":") {
-				args = append(args, "nodad")
-			}
-			if err := end.ns.IP(args...); err != nil {
-				return err
-			}
-		}
-		if err := end.ns.IP("link", "set", end.dev, "up"); err != nil {
-			return err
-		}
+	if err := a.Batch(addresses(aDev, aAddrs)...); err != nil {
+		return err
 	}
-	return nil
+	return b.Batch(addresses(bDev, bAddrs)...)
+}
+
+// addresses are the commands that give an interface its addresses and set it up.
+func addresses(dev string, addrs []string) []string {
+	var commands []string
+	for _, addr := range addrs {
+		c := "addr add " + addr + " dev " + dev
+		if strings.Contains(addr, ":") {
+			c += " nodad"
+		}
+		commands = append(commands, c)
+	}
+	return append(commands, "link set "+dev+" up")
 }
 
 func ip(args ...string) error { return run(exec.Command("ip", args...)) }

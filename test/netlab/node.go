@@ -4,12 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Node is a namespace that routes between pods, as a Kubernetes node does.
 type Node struct {
 	*Namespace
 	Pods []*Pod
+
+	made int // pods so far, which numbers their interfaces
 }
 
 // Pod is a namespace behind a node, with one address of each IP version.
@@ -56,25 +59,25 @@ func (n *Node) AddPod(label string, v4, v6 netip.Addr) (*Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pod{Namespace: ns, IPv4: v4, IPv6: v6, Veth: fmt.Sprintf("veth%d", len(n.Pods))}
+	p := &Pod{Namespace: ns, IPv4: v4, IPv6: v6, Veth: fmt.Sprintf("veth%d", n.made)}
+	n.made++
 	n.Pods = append(n.Pods, p)
-	steps := []func() error{
-		func() error {
-			return Link(n.Namespace, p.Veth, []string{gateway4 + "/32"}, p.Namespace, "eth0", []string{v4.String() + "/32", v6.String() + "/128"})
-		},
-		func() error { return n.IP("addr", "add", gateway6+"/64", "dev", p.Veth, "nodad") },
-		func() error { return n.IP("route", "add", v4.String()+"/32", "dev", p.Veth) },
-		func() error { return n.IP("route", "add", v6.String()+"/128", "dev", p.Veth) },
-		func() error { return p.IP("route", "add", gateway4, "dev", "eth0", "scope", "link") },
-		func() error { return p.IP("route", "add", "default", "via", gateway4, "dev", "eth0") },
-		func() error { return p.IP("route", "add", "default", "via", gateway6, "dev", "eth0") },
+	if err := Link(n.Namespace, p.Veth, []string{gateway4 + "/32", gateway6 + "/64"}, p.Namespace, "eth0", []string{v4.String() + "/32", v6.String() + "/128"}); err != nil {
+		return nil, err
 	}
-	for _, step := range steps {
-		if err := step(); err != nil {
-			return nil, err
-		}
+	if err := n.Batch("route add "+v4.String()+"/32 dev "+p.Veth, "route add "+v6.String()+"/128 dev "+p.Veth); err != nil {
+		return nil, err
 	}
-	return p, nil
+	return p, p.Batch("route add "+gateway4+" dev eth0 scope link",
+		"route add default via "+gateway4+" dev eth0", "route add default via "+gateway6+" dev eth0")
+}
+
+// RemovePod removes a pod with its interfaces and routes.
+func (n *Node) RemovePod(p *Pod) error {
+	n.Pods = slices.DeleteFunc(n.Pods, func(x *Pod) bool { return x == p })
+	// A namespace's end removes its interfaces some time later, and their
+	// routes would be in the way of the addresses' next holder.
+	return errors.Join(n.IP("link", "delete", p.Veth), p.Close())
 }
 
 // Join links two nodes and routes each one's pods to the other. Call it after

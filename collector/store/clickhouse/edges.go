@@ -201,14 +201,14 @@ func (p *pairSums) endPair() {
 }
 
 // edgeColumns are those of an edge without its part and version.
-const edgeColumns = `hour, id, first, last, connections, sent, received, cluster, protocol, port, direction, verdict, expected, assessment, caveat, seen,
+const edgeColumns = `hour, id, first, last, connections, sent, received, cluster, protocol, port, direction, verdict, expected, assessment, caveat, exempt, seen,
 	src_kind, src_identity, src_namespace, src_workload_kind, src_workload, src_node, src_addr, src_bits, src_labels, src_ip,
 	dst_kind, dst_identity, dst_namespace, dst_workload_kind, dst_workload, dst_node, dst_addr, dst_bits, dst_labels, dst_ip`
 
 func edgeRow(p part, version uint64, e *flow.Edge) []any {
 	row := []any{
 		monthOf(p.hour), p.slot, p.hour, version, edgeID(&e.EdgeKey), e.First.UnixMilli(), e.Last.UnixMilli(), e.Connections, e.Sent, e.Received,
-		e.Cluster, uint8(e.Protocol), e.Port, uint8(e.Direction), uint8(e.Verdict), uint8(e.Expected), uint8(e.Assessment), uint8(e.Caveat), addrText16(e.Seen),
+		e.Cluster, uint8(e.Protocol), e.Port, uint8(e.Direction), uint8(e.Verdict), uint8(e.Expected), uint8(e.Assessment), uint8(e.Caveat), uint8(e.Exempt), addrText16(e.Seen),
 	}
 	for _, end := range []struct {
 		flow.EdgeEnd
@@ -223,7 +223,7 @@ func edgeRow(p part, version uint64, e *flow.Edge) []any {
 // edgeID is a hash of what tells edges apart.
 func edgeID(k *flow.EdgeKey) uint64 {
 	h := mix(textHash(k.Cluster), uint64(k.Protocol)|uint64(k.Port)<<8|uint64(k.Direction)<<24|uint64(k.Verdict)<<32|uint64(k.Expected)<<40|uint64(k.Assessment)<<48|uint64(k.Caveat)<<56)
-	h = mix(h, addrHash(k.Seen))
+	h = mix(mix(h, uint64(k.Exempt)), addrHash(k.Seen))
 	for _, e := range []*flow.EdgeEnd{&k.Source, &k.Destination} {
 		h = mix(mix(mix(h, uint64(e.Kind)), e.Identity), addrHash(e.Prefix.Addr()))
 		h = mix(mix(h, uint64(e.Prefix.Bits()+1)), textHash(e.Namespace, e.Workload.Kind, e.Workload.Name, e.Node))
@@ -252,16 +252,17 @@ func (s *Store) Edges(ctx context.Context, req store.EdgesRequest, yield func(*f
 		var e flow.Edge
 		var id, hours uint64
 		var first, last int64
-		var protocol, direction, verdict, expected, assessment, caveat uint8
+		var protocol, direction, verdict, expected, assessment, caveat, exempt uint8
 		var seen string
 		var src, dst edgeEndColumns
-		targets := []any{&id, &hours, &first, &last, &e.Connections, &e.Sent, &e.Received, &e.Cluster, &protocol, &e.Port, &direction, &verdict, &expected, &assessment, &caveat, &seen}
+		targets := []any{&id, &hours, &first, &last, &e.Connections, &e.Sent, &e.Received, &e.Cluster, &protocol, &e.Port, &direction, &verdict, &expected, &assessment, &caveat, &exempt, &seen}
 		if err := rows.Scan(append(append(targets, src.targets()...), dst.targets()...)...); err != nil {
 			return fmt.Errorf("read edges: %w", err)
 		}
 		e.Hours, e.First, e.Last = int(hours), time.UnixMilli(first), time.UnixMilli(last)
 		e.Protocol, e.Direction, e.Verdict, e.Expected = flow.Protocol(protocol), flow.Direction(direction), flow.Verdict(verdict), flow.Verdict(expected)
 		e.Assessment, e.Caveat, e.Seen = flow.Assessment(assessment), flow.Caveat(caveat), addrOf(seen)
+		e.Exempt = flow.Exemption(exempt)
 		e.Source, e.SourceLabels = src.end()
 		e.Destination, e.DestinationLabels = dst.end()
 		if !yield(&e) {
@@ -276,7 +277,7 @@ func (s *Store) Edges(ctx context.Context, req store.EdgesRequest, yield func(*f
 
 // anyEdgeColumns are the columns that are the same in all rows of an edge.
 func anyEdgeColumns() string {
-	out := []string{"any(cluster)", "any(protocol)", "any(port)", "any(direction)", "any(verdict)", "any(expected)", "any(assessment)", "any(caveat)", "any(seen)"}
+	out := []string{"any(cluster)", "any(protocol)", "any(port)", "any(direction)", "any(verdict)", "any(expected)", "any(assessment)", "any(caveat)", "any(exempt)", "any(seen)"}
 	for _, side := range []string{"src", "dst"} {
 		for _, c := range []string{"kind", "identity", "namespace", "workload_kind", "workload", "node", "addr", "bits", "labels"} {
 			out = append(out, "any("+side+"_"+c+")")

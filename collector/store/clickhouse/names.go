@@ -107,7 +107,7 @@ func scanKey(rows driver.Rows) (id uint64, f *flow.Flow, err error) {
 	f.Assessment, f.Caveat, f.Sources = flow.Assessment(assessment), flow.Caveat(caveat), flow.Source(sources)
 	f.Src, f.Dst, f.TranslatedSrc = addrOf(src.addr), addrOf(dst.addr), addrOf(translated)
 	f.Source, f.Destination = src.endpoint(), dst.endpoint()
-	if service.Addr = addrOf(serviceAddr); service.Addr.IsValid() {
+	if service.Addr = addrOf(serviceAddr); service.Addr.IsValid() || service.Name != "" {
 		f.Service = &service
 	}
 	f.Policies = columns.PoliciesOf(policies)

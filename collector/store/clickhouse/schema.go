@@ -45,7 +45,7 @@ var tables = [...]struct{ name, columns, engine, partition, order, shard string 
 	{"summed", `month UInt32, slot UInt32, hour UInt32, version UInt64`, "ReplacingMergeTree(version)", "month", "slot, hour", "hour"},
 	{"frozen", `slot UInt32`, "ReplacingMergeTree", "tuple()", "slot", "slot"},
 	{"edge", `month UInt32, slot UInt32, hour UInt32, version UInt64, id UInt64, first Int64, last Int64, connections UInt64, sent UInt64, received UInt64,
-		cluster {{.Text}}, protocol UInt8, port UInt16, direction UInt8, verdict UInt8, expected UInt8, assessment UInt8, caveat UInt8, seen String,
+		cluster {{.Text}}, protocol UInt8, port UInt16, direction UInt8, verdict UInt8, expected UInt8, assessment UInt8, caveat UInt8, exempt UInt8, seen String,
 		src_kind UInt8, src_identity UInt64, src_namespace {{.Text}}, src_workload_kind {{.Text}}, src_workload {{.Text}}, src_node {{.Text}}, src_addr String, src_bits UInt8,
 		src_labels {{.Text}}, src_ip String,
 		dst_kind UInt8, dst_identity UInt64, dst_namespace {{.Text}}, dst_workload_kind {{.Text}}, dst_workload {{.Text}}, dst_node {{.Text}}, dst_addr String, dst_bits UInt8,

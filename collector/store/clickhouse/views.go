@@ -36,7 +36,7 @@ func (s *Store) views() []view {
 			CASE WHEN counted = 1 THEN packets_in END AS packets_received, CASE WHEN counted = 1 THEN bytes_in END AS bytes_received, tcp_flags
 			FROM (SELECT key, verdict, start AS start_ms, start + duration AS end_ms, source_port, connections, counted, tcp_flags, packets_sent AS packets_out,
 				bytes_sent AS bytes_out, packets_received AS packets_in, bytes_received AS bytes_in FROM {db}.flow WHERE copy NOT IN (SELECT copy FROM {db}.excluded)) AS f
-			ANY LEFT JOIN (SELECT id AS key, pair, cluster, node, port, ` + codesSQL() + `, ` + nameSQL("reason", upTo(flow.ReasonConfirmed)...) + ` AS reason,
+			ANY LEFT JOIN (SELECT id AS key, pair, cluster, node, port, ` + codesSQL() + `, ` + nameSQL("reason", upTo(flow.ReasonContradicted)...) + ` AS reason,
 				` + ends("source", "src") + `, ` + ends("destination", "dst") + `,
 				service_ip, service_port, service_namespace, service, policy_names AS policies FROM {db}.key) AS k USING key`},
 		{"gaps", `SELECT DISTINCT node, source, ` + nameSQL("kind", upTo(flow.GapNames)...) + ` AS kind, start AS start_ms, stop AS end_ms, ` + s.timeSQL("start") + ` AS start_time, ` +

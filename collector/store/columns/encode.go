@@ -117,6 +117,7 @@ func PairID(f *flow.Flow) uint64 {
 	_, _ = h.Write([]byte{0, byte(p.Protocol), byte(p.Port >> 8), byte(p.Port)})
 	_, _ = h.Write(src[:])
 	_, _ = h.Write(dst[:])
+	_, _ = h.Write([]byte(p.Apart))
 	return h.Sum64()
 }
 

@@ -24,7 +24,7 @@ const edgePrefix = "edges-"
 // flows are in it already, so that a crash in between repeats nothing.
 const edgeSchema = `
 CREATE TABLE IF NOT EXISTS %[1]s.edge (id UINTEGER, cluster VARCHAR, protocol UTINYINT, port USMALLINT, direction UTINYINT, verdict UTINYINT,
-	expected UTINYINT, assessment UTINYINT, caveat UTINYINT, seen BLOB,
+	expected UTINYINT, assessment UTINYINT, caveat UTINYINT, exempt UTINYINT, seen BLOB,
 	src_kind UTINYINT, src_identity UBIGINT, src_namespace VARCHAR, src_workload_kind VARCHAR, src_workload VARCHAR, src_node VARCHAR, src_addr BLOB, src_bits UTINYINT, src_labels VARCHAR, src_ip VARCHAR,
 	dst_kind UTINYINT, dst_identity UBIGINT, dst_namespace VARCHAR, dst_workload_kind VARCHAR, dst_workload VARCHAR, dst_node VARCHAR, dst_addr BLOB, dst_bits UTINYINT, dst_labels VARCHAR, dst_ip VARCHAR);
 CREATE TABLE IF NOT EXISTS %[1]s.hour (edge UINTEGER, hour UINTEGER, first BIGINT, last BIGINT, connections UBIGINT, sent UBIGINT, received UBIGINT);
@@ -122,7 +122,7 @@ func (m *month) load(ctx context.Context, db *sql.DB) error {
 	})
 }
 
-const edgeColumns = `e.id, e.cluster, e.protocol, e.port, e.direction, e.verdict, e.expected, e.assessment, e.caveat, e.seen,
+const edgeColumns = `e.id, e.cluster, e.protocol, e.port, e.direction, e.verdict, e.expected, e.assessment, e.caveat, e.exempt, e.seen,
 	e.src_kind, e.src_identity, e.src_namespace, e.src_workload_kind, e.src_workload, e.src_node, e.src_addr, e.src_bits, e.src_labels,
 	e.dst_kind, e.dst_identity, e.dst_namespace, e.dst_workload_kind, e.dst_workload, e.dst_node, e.dst_addr, e.dst_bits, e.dst_labels`
 
@@ -156,7 +156,7 @@ func scanEdges(ctx context.Context, db *sql.DB, query string, args []any, each f
 		var seen []byte
 		var src, dst edgeEndColumns
 		e := &flow.Edge{}
-		targets := []any{&id, &e.Cluster, &e.Protocol, &e.Port, &e.Direction, &e.Verdict, &e.Expected, &e.Assessment, &e.Caveat, &seen}
+		targets := []any{&id, &e.Cluster, &e.Protocol, &e.Port, &e.Direction, &e.Verdict, &e.Expected, &e.Assessment, &e.Caveat, &e.Exempt, &seen}
 		targets = append(append(append(targets, src.targets(&e.Source)...), dst.targets(&e.Destination)...), more...)
 		if err := rows.Scan(targets...); err != nil {
 			return err
@@ -344,7 +344,7 @@ func hourRow(id uint32, hour time.Time, e *flow.Edge) []driver.Value {
 
 func edgeRow(id uint32, e *flow.Edge) []driver.Value {
 	row := []driver.Value{
-		id, e.Cluster, uint8(e.Protocol), e.Port, uint8(e.Direction), uint8(e.Verdict), uint8(e.Expected), uint8(e.Assessment), uint8(e.Caveat), columns.AddrBytes(e.Seen),
+		id, e.Cluster, uint8(e.Protocol), e.Port, uint8(e.Direction), uint8(e.Verdict), uint8(e.Expected), uint8(e.Assessment), uint8(e.Caveat), uint8(e.Exempt), columns.AddrBytes(e.Seen),
 	}
 	for _, end := range []struct {
 		flow.EdgeEnd

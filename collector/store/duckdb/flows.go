@@ -293,7 +293,7 @@ func scanKey(rows *sql.Rows, id *uint32) (*flow.Flow, error) {
 	}
 	f.Src, f.Dst, f.TranslatedSrc = columns.AddrOf(src.addr), columns.AddrOf(dst.addr), columns.AddrOf(translated)
 	f.Source, f.Destination = src.endpoint(), dst.endpoint()
-	if service.Addr = columns.AddrOf(serviceAddr); service.Addr.IsValid() {
+	if service.Addr = columns.AddrOf(serviceAddr); service.Addr.IsValid() || service.Name != "" {
 		f.Service = &service
 	}
 	f.Policies = columns.PoliciesOf(policies)

@@ -62,6 +62,11 @@ type endpointKey struct {
 	candidates                                           string // joined by commas
 }
 
+// names is what of an endpoint its pair may need.
+func (k *endpointKey) names() *flow.Endpoint {
+	return &flow.Endpoint{Kind: k.kind, Namespace: k.namespace, Pod: k.pod, Workload: flow.Workload{Kind: k.workloadKind, Name: k.workload}, Node: k.node}
+}
+
 // flowKey tells entries of the key dictionary apart. What has a name or an
 // address is a number here, so that looking a flow up is one hash of 40 bytes.
 type flowKey struct {
@@ -232,10 +237,10 @@ func (d *dictionary) loadKeys(ctx context.Context, db *sql.DB, s *slice) error {
 			return err
 		}
 		service.Addr = columns.AddrOf(serviceAddr)
+		src, dst := &d.endpoints.values[k.src], &d.endpoints.values[k.dst]
 		f := flow.Flow{
-			Cluster:       o.cluster,
-			Key:           flow.Key{Protocol: k.protocol, Src: d.endpoints.values[k.src].addr, Dst: d.endpoints.values[k.dst].addr, Port: k.port},
-			TranslatedSrc: columns.AddrOf(translated),
+			Key:     flow.Key{Protocol: k.protocol, Src: src.addr, Dst: dst.addr, Port: k.port, Direction: k.direction},
+			Cluster: o.cluster, Node: o.node, Source: src.names(), Destination: dst.names(), TranslatedSrc: columns.AddrOf(translated),
 		}
 		k.origin, _ = d.origins.id(o)
 		k.service, _ = d.services.id(service)

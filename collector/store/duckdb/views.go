@@ -91,7 +91,7 @@ func keyNames(alias string) []any {
 
 func flowsOf(name string) string {
 	names := append([]any{name}, keyNames("k")...)
-	return fmt.Sprintf(flowsPart, append(names, nameSQL("k.reason", upTo(flow.ReasonConfirmed)...), protocolSQL("k.protocol"),
+	return fmt.Sprintf(flowsPart, append(names, nameSQL("k.reason", upTo(flow.ReasonContradicted)...), protocolSQL("k.protocol"),
 		nameSQL("s.kind", upTo(flow.EndpointAPIServer)...), nameSQL("d.kind", upTo(flow.EndpointAPIServer)...))...)
 }
 

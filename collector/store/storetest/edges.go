@@ -37,7 +37,7 @@ func edgeDiff(want, got any) string {
 // pod is one of a few pods; two share each identity.
 func pod(n int) (netip.Addr, *flow.Endpoint) {
 	return Addr(n), &flow.Endpoint{
-		Kind: flow.EndpointPod, Namespace: "shop", Pod: "p", Workload: flow.Workload{Kind: "Deployment", Name: "w"}, Identity: uint64(1 + n/2),
+		Kind: flow.EndpointPod, Namespace: "shop", Pod: "p" + string(rune('0'+n)), Workload: flow.Workload{Kind: "Deployment", Name: "w"}, Identity: uint64(1 + n/2), Node: "n" + string(rune('1'+n%2)),
 		Labels: map[string]string{"app": string(rune('a' + n/2))},
 	}
 }
@@ -108,6 +108,9 @@ func randomReport(rnd *rand.Rand) flow.Flow {
 	f.Dst, f.Destination = pod(4 + rnd.IntN(4))
 	if rnd.IntN(4) == 0 {
 		f.Dst, f.Destination = netip.AddrFrom4([4]byte{203, 0, 113, byte(rnd.IntN(3))}), &flow.Endpoint{Kind: flow.EndpointOutside}
+	}
+	if rnd.IntN(4) == 0 {
+		f.Dst, f.Destination = netip.AddrFrom4([4]byte{192, 0, 2, 1}), &flow.Endpoint{Kind: flow.EndpointNode, Node: "n1"}
 	}
 	f.Start = T0.Add(time.Duration(rnd.IntN(3*3600)) * time.Second)
 	f.End = f.Start.Add(time.Duration(rnd.IntN(10)) * time.Second)

@@ -41,28 +41,29 @@ var T0 = time.UnixMilli(1_700_000_000_000)
 // Run runs the whole suite.
 func Run(t *testing.T, factory Factory) {
 	for name, test := range map[string]func(*testing.T, Fixture){
-		"every field comes back":            everyField,
-		"an empty store answers":            empty,
-		"a batch is stored once":            once,
-		"a resend after a restart is known": onceAfterReopen,
-		"filters say what flow.Filter says": filters,
-		"first and last":                    firstAndLast,
-		"two nodes' reports are one flow":   merges,
-		"coverage adds up":                  coverage,
-		"retention gives disk back":         retention,
-		"refused flows are kept longer":     deniedLonger,
-		"retention by size":                 retentionBySize,
-		"every question":                    questions,
-		"every question, of nothing":        questionsOfNothing,
-		"a question that cannot be asked":   badQuestions,
-		"SQL reads":                         readsSQL,
-		"SQL does nothing else":             onlyReads,
-		"a context that ends":               cancelled,
-		"appending and asking at once":      concurrent,
-		"odd values":                        oddValues,
-		"the timeline says how it was":      timeline,
-		"edges are what flows add up to":    edges,
-		"edges outlive their flows":         edgesOutlive,
+		"every field comes back":              everyField,
+		"an empty store answers":              empty,
+		"a batch is stored once":              once,
+		"a resend after a restart is known":   onceAfterReopen,
+		"filters say what flow.Filter says":   filters,
+		"first and last":                      firstAndLast,
+		"two nodes' reports are one flow":     merges,
+		"coverage adds up":                    coverage,
+		"retention gives disk back":           retention,
+		"refused flows are kept longer":       deniedLonger,
+		"retention by size":                   retentionBySize,
+		"every question":                      questions,
+		"every question, of nothing":          questionsOfNothing,
+		"a question that cannot be asked":     badQuestions,
+		"SQL reads":                           readsSQL,
+		"SQL does nothing else":               onlyReads,
+		"a context that ends":                 cancelled,
+		"appending and asking at once":        concurrent,
+		"odd values":                          oddValues,
+		"the timeline says how it was":        timeline,
+		"edges are what flows add up to":      edges,
+		"edges outlive their flows":           edgesOutlive,
+		"flows of which only names are known": namesOnly,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, factory(t)) })
 	}
@@ -355,6 +356,27 @@ func merges(t *testing.T, s Fixture) {
 	}
 	if got := all(t, s, store.FlowsRequest{Filter: flow.Filter{Match: flow.Selector{Verdicts: []flow.Verdict{flow.VerdictUnanswered}}}}); len(got) != 0 {
 		t.Errorf("%d unanswered flows, though they were refused", len(got))
+	}
+}
+
+// namesOnly: a plugin that aggregates tells no addresses. Reports of the same
+// names by two nodes are of different connections.
+func namesOnly(t *testing.T, s Fixture) {
+	here := sample()
+	here.Src, here.Dst, here.TranslatedSrc, here.Service.Addr = netip.Addr{}, netip.Addr{}, netip.Addr{}, netip.Addr{}
+	here.Node, here.Start = "n1", T0
+	there, other := here, here
+	there.Node, there.Start = "n2", T0.Add(time.Second)
+	other.Source, other.Start = &flow.Endpoint{Kind: flow.EndpointPod, Namespace: "other"}, T0.Add(2*time.Second)
+	must(t, s, batch(1, here, there, other))
+	want := []flow.Flow{here, there, other}
+	if d := diff(want, all(t, s, store.FlowsRequest{})); d != "" {
+		t.Error(d)
+	}
+	re := s.Reopen(t)
+	must(t, re, batch(2, here))
+	if d := diff([]flow.Flow{here, here, there, other}, all(t, re, store.FlowsRequest{})); d != "" {
+		t.Error("after a restart: ", d)
 	}
 }
 

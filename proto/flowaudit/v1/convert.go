@@ -22,7 +22,7 @@ func FromBatch(b *flow.Batch) *Batch {
 		Agent: &AgentStatus{
 			Version: b.Agent.Version, Started: millis(b.Agent.Started),
 			Observations: b.Agent.Observations, Malformed: b.Agent.Malformed, Connections: b.Agent.Connections,
-			Sources: b.Agent.Sources, Limits: b.Agent.Limits, Skew: b.Agent.Skew.Milliseconds(),
+			Sources: b.Agent.Sources, Limits: b.Agent.Limits, Notes: b.Agent.Notes, Skew: b.Agent.Skew.Milliseconds(), Contradicted: b.Agent.Contradicted,
 		},
 	}
 }
@@ -45,7 +45,7 @@ func (x *Batch) ToBatch() (b flow.Batch, invalid int, firstInvalid, err error) {
 	if a := x.Agent; a != nil {
 		b.Agent = flow.AgentStatus{
 			Version: a.Version, Started: fromMillis(a.Started), Observations: a.Observations, Malformed: a.Malformed,
-			Connections: a.Connections, Sources: a.Sources, Limits: a.Limits, Skew: time.Duration(a.Skew) * time.Millisecond,
+			Connections: a.Connections, Sources: a.Sources, Limits: a.Limits, Notes: a.Notes, Skew: time.Duration(a.Skew) * time.Millisecond, Contradicted: a.Contradicted,
 		}
 	}
 	b.Flows, invalid, firstInvalid, err = x.Flows.ToFlows()

@@ -258,37 +258,49 @@ func (Caveat) EnumDescriptor() ([]byte, []int) {
 type Reason int32
 
 const (
-	Reason_REASON_UNSPECIFIED Reason = 0
-	Reason_REASON_LOGGED      Reason = 1
-	Reason_REASON_REPLY       Reason = 2
-	Reason_REASON_NO_REPLY    Reason = 3
-	Reason_REASON_RESET       Reason = 4
-	Reason_REASON_REFUSED     Reason = 5
-	Reason_REASON_PENDING     Reason = 6
-	Reason_REASON_CONFIRMED   Reason = 7
+	Reason_REASON_UNSPECIFIED     Reason = 0
+	Reason_REASON_LOGGED          Reason = 1
+	Reason_REASON_REPLY           Reason = 2
+	Reason_REASON_NO_REPLY        Reason = 3
+	Reason_REASON_RESET           Reason = 4
+	Reason_REASON_REFUSED         Reason = 5
+	Reason_REASON_PENDING         Reason = 6
+	Reason_REASON_CONFIRMED       Reason = 7
+	Reason_REASON_NEVER_CONFIRMED Reason = 8
+	Reason_REASON_LOST            Reason = 9
+	Reason_REASON_UNTRACKED       Reason = 10
+	Reason_REASON_CONTRADICTED    Reason = 11
 )
 
 // Enum value maps for Reason.
 var (
 	Reason_name = map[int32]string{
-		0: "REASON_UNSPECIFIED",
-		1: "REASON_LOGGED",
-		2: "REASON_REPLY",
-		3: "REASON_NO_REPLY",
-		4: "REASON_RESET",
-		5: "REASON_REFUSED",
-		6: "REASON_PENDING",
-		7: "REASON_CONFIRMED",
+		0:  "REASON_UNSPECIFIED",
+		1:  "REASON_LOGGED",
+		2:  "REASON_REPLY",
+		3:  "REASON_NO_REPLY",
+		4:  "REASON_RESET",
+		5:  "REASON_REFUSED",
+		6:  "REASON_PENDING",
+		7:  "REASON_CONFIRMED",
+		8:  "REASON_NEVER_CONFIRMED",
+		9:  "REASON_LOST",
+		10: "REASON_UNTRACKED",
+		11: "REASON_CONTRADICTED",
 	}
 	Reason_value = map[string]int32{
-		"REASON_UNSPECIFIED": 0,
-		"REASON_LOGGED":      1,
-		"REASON_REPLY":       2,
-		"REASON_NO_REPLY":    3,
-		"REASON_RESET":       4,
-		"REASON_REFUSED":     5,
-		"REASON_PENDING":     6,
-		"REASON_CONFIRMED":   7,
+		"REASON_UNSPECIFIED":     0,
+		"REASON_LOGGED":          1,
+		"REASON_REPLY":           2,
+		"REASON_NO_REPLY":        3,
+		"REASON_RESET":           4,
+		"REASON_REFUSED":         5,
+		"REASON_PENDING":         6,
+		"REASON_CONFIRMED":       7,
+		"REASON_NEVER_CONFIRMED": 8,
+		"REASON_LOST":            9,
+		"REASON_UNTRACKED":       10,
+		"REASON_CONTRADICTED":    11,
 	}
 )
 
@@ -1487,7 +1499,7 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x17CAVEAT_NAMESPACE_LABELS\x10\b\x12\x12\n" +
 	"\x0eCAVEAT_ADDRESS\x10\t\x12\x1b\n" +
 	"\x17CAVEAT_SAME_POD_OR_NODE\x10\n" +
-	"*\xaa\x01\n" +
+	"*\x86\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOGGED\x10\x01\x12\x10\n" +
@@ -1496,7 +1508,12 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\fREASON_RESET\x10\x04\x12\x12\n" +
 	"\x0eREASON_REFUSED\x10\x05\x12\x12\n" +
 	"\x0eREASON_PENDING\x10\x06\x12\x14\n" +
-	"\x10REASON_CONFIRMED\x10\a*\xcd\x01\n" +
+	"\x10REASON_CONFIRMED\x10\a\x12\x1a\n" +
+	"\x16REASON_NEVER_CONFIRMED\x10\b\x12\x0f\n" +
+	"\vREASON_LOST\x10\t\x12\x14\n" +
+	"\x10REASON_UNTRACKED\x10\n" +
+	"\x12\x17\n" +
+	"\x13REASON_CONTRADICTED\x10\v*\xcd\x01\n" +
 	"\fEndpointKind\x12\x1d\n" +
 	"\x19ENDPOINT_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ENDPOINT_KIND_POD\x10\x01\x12\x16\n" +

@@ -296,7 +296,7 @@ func (x *Flows) readTables() (*readTables, error) {
 	}
 	for i, s := range x.Services {
 		a, ok := netip.AddrFromSlice(s.Address)
-		if !ok || s.Port > 65535 {
+		if !ok && (len(s.Address) > 0 || s.Name == "") || s.Port > 65535 {
 			return nil, &FieldError{-1, fmt.Sprintf("services[%d]", i), "no address or no port"}
 		}
 		t.services = append(t.services, &flow.Service{Addr: a.Unmap(), Port: uint16(s.Port), Namespace: s.Namespace, Name: s.Name})
@@ -328,9 +328,9 @@ const (
 func (x *Flows) row(i int, start int64, t *readTables, f *flow.Flow) error {
 	duration := x.Duration[i]
 	switch {
-	case x.Src[i] == 0 || x.Src[i] >= uint32(len(t.addresses)):
+	case x.Src[i] >= uint32(len(t.addresses)):
 		return &FieldError{i, "src", fmt.Sprintf("no address %d", x.Src[i])}
-	case x.Dst[i] == 0 || x.Dst[i] >= uint32(len(t.addresses)):
+	case x.Dst[i] >= uint32(len(t.addresses)):
 		return &FieldError{i, "dst", fmt.Sprintf("no address %d", x.Dst[i])}
 	case x.Protocol[i] > 255:
 		return &FieldError{i, "protocol", fmt.Sprintf("%d is no IP protocol", x.Protocol[i])}
@@ -416,6 +416,13 @@ func (x *Flows) rowTables(i int, t *readTables, f *flow.Flow) error {
 		if !ok[j] {
 			return &FieldError{i, name, "the table has no such entry"}
 		}
+	}
+	// Without an address an end must at least have a name.
+	switch {
+	case x.Src[i] == 0 && (f.Source == nil || f.Source.Kind == flow.EndpointUnknown):
+		return &FieldError{i, "src", "no address, and no name"}
+	case x.Dst[i] == 0 && (f.Destination == nil || f.Destination.Kind == flow.EndpointUnknown):
+		return &FieldError{i, "dst", "no address, and no name"}
 	}
 	if len(x.Expected) > 0 {
 		f.Expected = flow.Verdict(x.Expected[i])

@@ -101,7 +101,9 @@ type AgentStatus struct {
 	Connections   uint64                 `protobuf:"varint,5,opt,name=connections,proto3" json:"connections,omitempty"`
 	Sources       []string               `protobuf:"bytes,6,rep,name=sources,proto3" json:"sources,omitempty"`
 	Limits        []string               `protobuf:"bytes,7,rep,name=limits,proto3" json:"limits,omitempty"`
-	Skew          int64                  `protobuf:"varint,8,opt,name=skew,proto3" json:"skew,omitempty"` // milliseconds that the API server's clock is ahead of the node's
+	Notes         []string               `protobuf:"bytes,10,rep,name=notes,proto3" json:"notes,omitempty"`                // which sources were chosen, and why
+	Skew          int64                  `protobuf:"varint,8,opt,name=skew,proto3" json:"skew,omitempty"`                  // milliseconds that the API server's clock is ahead of the node's
+	Contradicted  uint64                 `protobuf:"varint,11,opt,name=contradicted,proto3" json:"contradicted,omitempty"` // logged refusals of connections that conntrack showed established
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -185,9 +187,23 @@ func (x *AgentStatus) GetLimits() []string {
 	return nil
 }
 
+func (x *AgentStatus) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
 func (x *AgentStatus) GetSkew() int64 {
 	if x != nil {
 		return x.Skew
+	}
+	return 0
+}
+
+func (x *AgentStatus) GetContradicted() uint64 {
+	if x != nil {
+		return x.Contradicted
 	}
 	return 0
 }
@@ -373,7 +389,7 @@ const file_flowaudit_v1_ingest_proto_rawDesc = "" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x06R\x05epoch\x12\x1a\n" +
-	"\bsequence\x18\x04 \x01(\x04R\bsequence\"\xeb\x01\n" +
+	"\bsequence\x18\x04 \x01(\x04R\bsequence\"\xa5\x02\n" +
 	"\vAgentStatus\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\astarted\x18\x02 \x01(\x03R\astarted\x12\"\n" +
@@ -381,8 +397,11 @@ const file_flowaudit_v1_ingest_proto_rawDesc = "" +
 	"\tmalformed\x18\x04 \x01(\x04R\tmalformed\x12 \n" +
 	"\vconnections\x18\x05 \x01(\x04R\vconnections\x12\x18\n" +
 	"\asources\x18\x06 \x03(\tR\asources\x12\x16\n" +
-	"\x06limits\x18\a \x03(\tR\x06limits\x12\x12\n" +
-	"\x04skew\x18\b \x01(\x03R\x04skew\"\x9b\x02\n" +
+	"\x06limits\x18\a \x03(\tR\x06limits\x12\x14\n" +
+	"\x05notes\x18\n" +
+	" \x03(\tR\x05notes\x12\x12\n" +
+	"\x04skew\x18\b \x01(\x03R\x04skew\x12\"\n" +
+	"\fcontradicted\x18\v \x01(\x04R\fcontradicted\"\x9b\x02\n" +
 	"\x05Batch\x12(\n" +
 	"\x03key\x18\x01 \x01(\v2\x16.flowaudit.v1.BatchKeyR\x03key\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12)\n" +

@@ -76,6 +76,107 @@ func (LabelOp) EnumDescriptor() ([]byte, []int) {
 	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{0}
 }
 
+type Exemption int32
+
+const (
+	Exemption_EXEMPTION_UNSPECIFIED Exemption = 0 // none
+	Exemption_EXEMPTION_SAME_POD    Exemption = 1
+	Exemption_EXEMPTION_OWN_NODE    Exemption = 2
+)
+
+// Enum value maps for Exemption.
+var (
+	Exemption_name = map[int32]string{
+		0: "EXEMPTION_UNSPECIFIED",
+		1: "EXEMPTION_SAME_POD",
+		2: "EXEMPTION_OWN_NODE",
+	}
+	Exemption_value = map[string]int32{
+		"EXEMPTION_UNSPECIFIED": 0,
+		"EXEMPTION_SAME_POD":    1,
+		"EXEMPTION_OWN_NODE":    2,
+	}
+)
+
+func (x Exemption) Enum() *Exemption {
+	p := new(Exemption)
+	*p = x
+	return p
+}
+
+func (x Exemption) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Exemption) Descriptor() protoreflect.EnumDescriptor {
+	return file_flowaudit_v1_query_proto_enumTypes[1].Descriptor()
+}
+
+func (Exemption) Type() protoreflect.EnumType {
+	return &file_flowaudit_v1_query_proto_enumTypes[1]
+}
+
+func (x Exemption) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Exemption.Descriptor instead.
+func (Exemption) EnumDescriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{1}
+}
+
+type ChangeKind int32
+
+const (
+	ChangeKind_CHANGE_KIND_UNSPECIFIED ChangeKind = 0
+	ChangeKind_CHANGE_KIND_POLICY      ChangeKind = 1
+	ChangeKind_CHANGE_KIND_NAMESPACE   ChangeKind = 2
+	ChangeKind_CHANGE_KIND_IDENTITY    ChangeKind = 3
+)
+
+// Enum value maps for ChangeKind.
+var (
+	ChangeKind_name = map[int32]string{
+		0: "CHANGE_KIND_UNSPECIFIED",
+		1: "CHANGE_KIND_POLICY",
+		2: "CHANGE_KIND_NAMESPACE",
+		3: "CHANGE_KIND_IDENTITY",
+	}
+	ChangeKind_value = map[string]int32{
+		"CHANGE_KIND_UNSPECIFIED": 0,
+		"CHANGE_KIND_POLICY":      1,
+		"CHANGE_KIND_NAMESPACE":   2,
+		"CHANGE_KIND_IDENTITY":    3,
+	}
+)
+
+func (x ChangeKind) Enum() *ChangeKind {
+	p := new(ChangeKind)
+	*p = x
+	return p
+}
+
+func (x ChangeKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChangeKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_flowaudit_v1_query_proto_enumTypes[2].Descriptor()
+}
+
+func (ChangeKind) Type() protoreflect.EnumType {
+	return &file_flowaudit_v1_query_proto_enumTypes[2]
+}
+
+func (x ChangeKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChangeKind.Descriptor instead.
+func (ChangeKind) EnumDescriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{2}
+}
+
 type PodPrefix struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -1373,8 +1474,10 @@ type Agent struct {
 	Connections           uint64                 `protobuf:"varint,9,opt,name=connections,proto3" json:"connections,omitempty"`
 	Sources               []string               `protobuf:"bytes,10,rep,name=sources,proto3" json:"sources,omitempty"`
 	Limits                []string               `protobuf:"bytes,11,rep,name=limits,proto3" json:"limits,omitempty"`
-	Gaps                  []*Gap                 `protobuf:"bytes,12,rep,name=gaps,proto3" json:"gaps,omitempty"`  // of the last hour
-	Skew                  int64                  `protobuf:"varint,13,opt,name=skew,proto3" json:"skew,omitempty"` // milliseconds that the API server's clock is ahead of the node's
+	Notes                 []string               `protobuf:"bytes,15,rep,name=notes,proto3" json:"notes,omitempty"`                // which sources were chosen, and why
+	Gaps                  []*Gap                 `protobuf:"bytes,12,rep,name=gaps,proto3" json:"gaps,omitempty"`                  // of the last hour
+	Skew                  int64                  `protobuf:"varint,13,opt,name=skew,proto3" json:"skew,omitempty"`                 // milliseconds that the API server's clock is ahead of the node's
+	Contradicted          uint64                 `protobuf:"varint,16,opt,name=contradicted,proto3" json:"contradicted,omitempty"` // logged refusals of connections that conntrack showed established
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
@@ -1486,6 +1589,13 @@ func (x *Agent) GetLimits() []string {
 	return nil
 }
 
+func (x *Agent) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
 func (x *Agent) GetGaps() []*Gap {
 	if x != nil {
 		return x.Gaps
@@ -1498,6 +1608,626 @@ func (x *Agent) GetSkew() int64 {
 		return x.Skew
 	}
 	return 0
+}
+
+func (x *Agent) GetContradicted() uint64 {
+	if x != nil {
+		return x.Contradicted
+	}
+	return 0
+}
+
+type EdgesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Since         int64                  `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"`    // Unix milliseconds; 0 is unbounded
+	Until         int64                  `protobuf:"varint,2,opt,name=until,proto3" json:"until,omitempty"`    // Unix milliseconds; 0 is now
+	Cluster       string                 `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"` // empty is all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgesRequest) Reset() {
+	*x = EdgesRequest{}
+	mi := &file_flowaudit_v1_query_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgesRequest) ProtoMessage() {}
+
+func (x *EdgesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flowaudit_v1_query_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgesRequest.ProtoReflect.Descriptor instead.
+func (*EdgesRequest) Descriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *EdgesRequest) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *EdgesRequest) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+func (x *EdgesRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+type EdgesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ends are named by the edges of the same response, counted from 1.
+	Ends          []*EdgeEnd `protobuf:"bytes,1,rep,name=ends,proto3" json:"ends,omitempty"`
+	Edges         []*Edge    `protobuf:"bytes,2,rep,name=edges,proto3" json:"edges,omitempty"`
+	Coverage      *Coverage  `protobuf:"bytes,3,opt,name=coverage,proto3" json:"coverage,omitempty"` // in the last response only
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgesResponse) Reset() {
+	*x = EdgesResponse{}
+	mi := &file_flowaudit_v1_query_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgesResponse) ProtoMessage() {}
+
+func (x *EdgesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flowaudit_v1_query_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgesResponse.ProtoReflect.Descriptor instead.
+func (*EdgesResponse) Descriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *EdgesResponse) GetEnds() []*EdgeEnd {
+	if x != nil {
+		return x.Ends
+	}
+	return nil
+}
+
+func (x *EdgesResponse) GetEdges() []*Edge {
+	if x != nil {
+		return x.Edges
+	}
+	return nil
+}
+
+func (x *EdgesResponse) GetCoverage() *Coverage {
+	if x != nil {
+		return x.Coverage
+	}
+	return nil
+}
+
+type EdgeEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          EndpointKind           `protobuf:"varint,1,opt,name=kind,proto3,enum=flowaudit.v1.EndpointKind" json:"kind,omitempty"`
+	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	WorkloadKind  string                 `protobuf:"bytes,3,opt,name=workload_kind,json=workloadKind,proto3" json:"workload_kind,omitempty"`
+	WorkloadName  string                 `protobuf:"bytes,4,opt,name=workload_name,json=workloadName,proto3" json:"workload_name,omitempty"`
+	Node          string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
+	Identity      uint64                 `protobuf:"fixed64,6,opt,name=identity,proto3" json:"identity,omitempty"`
+	Address       []byte                 `protobuf:"bytes,7,opt,name=address,proto3" json:"address,omitempty"` // 4 or 16 bytes; empty for pods of an identity
+	Bits          uint32                 `protobuf:"varint,8,opt,name=bits,proto3" json:"bits,omitempty"`      // of the address, as a prefix
+	Labels        map[string]string      `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgeEnd) Reset() {
+	*x = EdgeEnd{}
+	mi := &file_flowaudit_v1_query_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeEnd) ProtoMessage() {}
+
+func (x *EdgeEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_flowaudit_v1_query_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeEnd.ProtoReflect.Descriptor instead.
+func (*EdgeEnd) Descriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *EdgeEnd) GetKind() EndpointKind {
+	if x != nil {
+		return x.Kind
+	}
+	return EndpointKind_ENDPOINT_KIND_UNSPECIFIED
+}
+
+func (x *EdgeEnd) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *EdgeEnd) GetWorkloadKind() string {
+	if x != nil {
+		return x.WorkloadKind
+	}
+	return ""
+}
+
+func (x *EdgeEnd) GetWorkloadName() string {
+	if x != nil {
+		return x.WorkloadName
+	}
+	return ""
+}
+
+func (x *EdgeEnd) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *EdgeEnd) GetIdentity() uint64 {
+	if x != nil {
+		return x.Identity
+	}
+	return 0
+}
+
+func (x *EdgeEnd) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *EdgeEnd) GetBits() uint32 {
+	if x != nil {
+		return x.Bits
+	}
+	return 0
+}
+
+func (x *EdgeEnd) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type Edge struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        uint32                 `protobuf:"varint,1,opt,name=source,proto3" json:"source,omitempty"`
+	Destination   uint32                 `protobuf:"varint,2,opt,name=destination,proto3" json:"destination,omitempty"`
+	Seen          []byte                 `protobuf:"bytes,3,opt,name=seen,proto3" json:"seen,omitempty"` // the source after SNAT; empty if there was none
+	Protocol      uint32                 `protobuf:"varint,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port          uint32                 `protobuf:"varint,5,opt,name=port,proto3" json:"port,omitempty"`
+	Direction     Direction              `protobuf:"varint,6,opt,name=direction,proto3,enum=flowaudit.v1.Direction" json:"direction,omitempty"`
+	Verdict       Verdict                `protobuf:"varint,7,opt,name=verdict,proto3,enum=flowaudit.v1.Verdict" json:"verdict,omitempty"`
+	Expected      Verdict                `protobuf:"varint,8,opt,name=expected,proto3,enum=flowaudit.v1.Verdict" json:"expected,omitempty"`
+	Assessment    Assessment             `protobuf:"varint,9,opt,name=assessment,proto3,enum=flowaudit.v1.Assessment" json:"assessment,omitempty"`
+	Caveat        Caveat                 `protobuf:"varint,10,opt,name=caveat,proto3,enum=flowaudit.v1.Caveat" json:"caveat,omitempty"`
+	Exempt        Exemption              `protobuf:"varint,11,opt,name=exempt,proto3,enum=flowaudit.v1.Exemption" json:"exempt,omitempty"`
+	First         int64                  `protobuf:"varint,12,opt,name=first,proto3" json:"first,omitempty"` // Unix milliseconds
+	Last          int64                  `protobuf:"varint,13,opt,name=last,proto3" json:"last,omitempty"`   // Unix milliseconds
+	Hours         uint32                 `protobuf:"varint,14,opt,name=hours,proto3" json:"hours,omitempty"`
+	Connections   uint64                 `protobuf:"varint,15,opt,name=connections,proto3" json:"connections,omitempty"`
+	Sent          uint64                 `protobuf:"varint,16,opt,name=sent,proto3" json:"sent,omitempty"`         // bytes
+	Received      uint64                 `protobuf:"varint,17,opt,name=received,proto3" json:"received,omitempty"` // bytes
+	Cluster       string                 `protobuf:"bytes,18,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Edge) Reset() {
+	*x = Edge{}
+	mi := &file_flowaudit_v1_query_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Edge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Edge) ProtoMessage() {}
+
+func (x *Edge) ProtoReflect() protoreflect.Message {
+	mi := &file_flowaudit_v1_query_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Edge.ProtoReflect.Descriptor instead.
+func (*Edge) Descriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Edge) GetSource() uint32 {
+	if x != nil {
+		return x.Source
+	}
+	return 0
+}
+
+func (x *Edge) GetDestination() uint32 {
+	if x != nil {
+		return x.Destination
+	}
+	return 0
+}
+
+func (x *Edge) GetSeen() []byte {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
+func (x *Edge) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *Edge) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Edge) GetDirection() Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return Direction_DIRECTION_UNSPECIFIED
+}
+
+func (x *Edge) GetVerdict() Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return Verdict_VERDICT_UNSPECIFIED
+}
+
+func (x *Edge) GetExpected() Verdict {
+	if x != nil {
+		return x.Expected
+	}
+	return Verdict_VERDICT_UNSPECIFIED
+}
+
+func (x *Edge) GetAssessment() Assessment {
+	if x != nil {
+		return x.Assessment
+	}
+	return Assessment_ASSESSMENT_UNSPECIFIED
+}
+
+func (x *Edge) GetCaveat() Caveat {
+	if x != nil {
+		return x.Caveat
+	}
+	return Caveat_CAVEAT_UNSPECIFIED
+}
+
+func (x *Edge) GetExempt() Exemption {
+	if x != nil {
+		return x.Exempt
+	}
+	return Exemption_EXEMPTION_UNSPECIFIED
+}
+
+func (x *Edge) GetFirst() int64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *Edge) GetLast() int64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *Edge) GetHours() uint32 {
+	if x != nil {
+		return x.Hours
+	}
+	return 0
+}
+
+func (x *Edge) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *Edge) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *Edge) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *Edge) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+type TimelineRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Since         int64                  `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"`    // Unix milliseconds; 0 is the first change kept
+	Until         int64                  `protobuf:"varint,2,opt,name=until,proto3" json:"until,omitempty"`    // Unix milliseconds; 0 is now
+	Cluster       string                 `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"` // empty is all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TimelineRequest) Reset() {
+	*x = TimelineRequest{}
+	mi := &file_flowaudit_v1_query_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TimelineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TimelineRequest) ProtoMessage() {}
+
+func (x *TimelineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flowaudit_v1_query_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TimelineRequest.ProtoReflect.Descriptor instead.
+func (*TimelineRequest) Descriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *TimelineRequest) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *TimelineRequest) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+func (x *TimelineRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+type TimelineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Changes       []*Change              `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TimelineResponse) Reset() {
+	*x = TimelineResponse{}
+	mi := &file_flowaudit_v1_query_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TimelineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TimelineResponse) ProtoMessage() {}
+
+func (x *TimelineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flowaudit_v1_query_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TimelineResponse.ProtoReflect.Descriptor instead.
+func (*TimelineResponse) Descriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *TimelineResponse) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+type Change struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Time          int64                  `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"` // Unix milliseconds
+	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Kind          ChangeKind             `protobuf:"varint,3,opt,name=kind,proto3,enum=flowaudit.v1.ChangeKind" json:"kind,omitempty"`
+	Namespace     string                 `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name          string                 `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	Author        string                 `protobuf:"bytes,6,opt,name=author,proto3" json:"author,omitempty"`
+	Deleted       bool                   `protobuf:"varint,7,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	Object        []byte                 `protobuf:"bytes,8,opt,name=object,proto3" json:"object,omitempty"` // JSON
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Change) Reset() {
+	*x = Change{}
+	mi := &file_flowaudit_v1_query_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Change) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Change) ProtoMessage() {}
+
+func (x *Change) ProtoReflect() protoreflect.Message {
+	mi := &file_flowaudit_v1_query_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Change.ProtoReflect.Descriptor instead.
+func (*Change) Descriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Change) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *Change) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *Change) GetKind() ChangeKind {
+	if x != nil {
+		return x.Kind
+	}
+	return ChangeKind_CHANGE_KIND_UNSPECIFIED
+}
+
+func (x *Change) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Change) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Change) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *Change) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+func (x *Change) GetObject() []byte {
+	if x != nil {
+		return x.Object
+	}
+	return nil
 }
 
 var File_flowaudit_v1_query_proto protoreflect.FileDescriptor
@@ -1621,7 +2351,7 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"remembered\x12\x1c\n" +
 	"\tforgotten\x18\n" +
 	" \x01(\x04R\tforgotten\x12!\n" +
-	"\fpolicy_kinds\x18\v \x03(\tR\vpolicyKinds\"\xa4\x03\n" +
+	"\fpolicy_kinds\x18\v \x03(\tR\vpolicyKinds\"\xde\x03\n" +
 	"\x05Agent\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12)\n" +
@@ -1634,20 +2364,92 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\vconnections\x18\t \x01(\x04R\vconnections\x12\x18\n" +
 	"\asources\x18\n" +
 	" \x03(\tR\asources\x12\x16\n" +
-	"\x06limits\x18\v \x03(\tR\x06limits\x12%\n" +
+	"\x06limits\x18\v \x03(\tR\x06limits\x12\x14\n" +
+	"\x05notes\x18\x0f \x03(\tR\x05notes\x12%\n" +
 	"\x04gaps\x18\f \x03(\v2\x11.flowaudit.v1.GapR\x04gaps\x12\x12\n" +
-	"\x04skew\x18\r \x01(\x03R\x04skew*]\n" +
+	"\x04skew\x18\r \x01(\x03R\x04skew\x12\"\n" +
+	"\fcontradicted\x18\x10 \x01(\x04R\fcontradicted\"T\n" +
+	"\fEdgesRequest\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x14\n" +
+	"\x05until\x18\x02 \x01(\x03R\x05until\x12\x18\n" +
+	"\acluster\x18\x03 \x01(\tR\acluster\"\x98\x01\n" +
+	"\rEdgesResponse\x12)\n" +
+	"\x04ends\x18\x01 \x03(\v2\x15.flowaudit.v1.EdgeEndR\x04ends\x12(\n" +
+	"\x05edges\x18\x02 \x03(\v2\x12.flowaudit.v1.EdgeR\x05edges\x122\n" +
+	"\bcoverage\x18\x03 \x01(\v2\x16.flowaudit.v1.CoverageR\bcoverage\"\xf5\x02\n" +
+	"\aEdgeEnd\x12.\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1a.flowaudit.v1.EndpointKindR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12#\n" +
+	"\rworkload_kind\x18\x03 \x01(\tR\fworkloadKind\x12#\n" +
+	"\rworkload_name\x18\x04 \x01(\tR\fworkloadName\x12\x12\n" +
+	"\x04node\x18\x05 \x01(\tR\x04node\x12\x1a\n" +
+	"\bidentity\x18\x06 \x01(\x06R\bidentity\x12\x18\n" +
+	"\aaddress\x18\a \x01(\fR\aaddress\x12\x12\n" +
+	"\x04bits\x18\b \x01(\rR\x04bits\x129\n" +
+	"\x06labels\x18\t \x03(\v2!.flowaudit.v1.EdgeEnd.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x04\n" +
+	"\x04Edge\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\rR\x06source\x12 \n" +
+	"\vdestination\x18\x02 \x01(\rR\vdestination\x12\x12\n" +
+	"\x04seen\x18\x03 \x01(\fR\x04seen\x12\x1a\n" +
+	"\bprotocol\x18\x04 \x01(\rR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x05 \x01(\rR\x04port\x125\n" +
+	"\tdirection\x18\x06 \x01(\x0e2\x17.flowaudit.v1.DirectionR\tdirection\x12/\n" +
+	"\averdict\x18\a \x01(\x0e2\x15.flowaudit.v1.VerdictR\averdict\x121\n" +
+	"\bexpected\x18\b \x01(\x0e2\x15.flowaudit.v1.VerdictR\bexpected\x128\n" +
+	"\n" +
+	"assessment\x18\t \x01(\x0e2\x18.flowaudit.v1.AssessmentR\n" +
+	"assessment\x12,\n" +
+	"\x06caveat\x18\n" +
+	" \x01(\x0e2\x14.flowaudit.v1.CaveatR\x06caveat\x12/\n" +
+	"\x06exempt\x18\v \x01(\x0e2\x17.flowaudit.v1.ExemptionR\x06exempt\x12\x14\n" +
+	"\x05first\x18\f \x01(\x03R\x05first\x12\x12\n" +
+	"\x04last\x18\r \x01(\x03R\x04last\x12\x14\n" +
+	"\x05hours\x18\x0e \x01(\rR\x05hours\x12 \n" +
+	"\vconnections\x18\x0f \x01(\x04R\vconnections\x12\x12\n" +
+	"\x04sent\x18\x10 \x01(\x04R\x04sent\x12\x1a\n" +
+	"\breceived\x18\x11 \x01(\x04R\breceived\x12\x18\n" +
+	"\acluster\x18\x12 \x01(\tR\acluster\"W\n" +
+	"\x0fTimelineRequest\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x14\n" +
+	"\x05until\x18\x02 \x01(\x03R\x05until\x12\x18\n" +
+	"\acluster\x18\x03 \x01(\tR\acluster\"B\n" +
+	"\x10TimelineResponse\x12.\n" +
+	"\achanges\x18\x01 \x03(\v2\x14.flowaudit.v1.ChangeR\achanges\"\xe0\x01\n" +
+	"\x06Change\x12\x12\n" +
+	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12,\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x18.flowaudit.v1.ChangeKindR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x04 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\x12\x16\n" +
+	"\x06author\x18\x06 \x01(\tR\x06author\x12\x18\n" +
+	"\adeleted\x18\a \x01(\bR\adeleted\x12\x16\n" +
+	"\x06object\x18\b \x01(\fR\x06object*]\n" +
 	"\aLabelOp\x12\x0f\n" +
 	"\vLABEL_OP_IN\x10\x00\x12\x13\n" +
 	"\x0fLABEL_OP_NOT_IN\x10\x01\x12\x13\n" +
 	"\x0fLABEL_OP_EXISTS\x10\x02\x12\x17\n" +
-	"\x13LABEL_OP_NOT_EXISTS\x10\x032\xd1\x02\n" +
+	"\x13LABEL_OP_NOT_EXISTS\x10\x03*V\n" +
+	"\tExemption\x12\x19\n" +
+	"\x15EXEMPTION_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12EXEMPTION_SAME_POD\x10\x01\x12\x16\n" +
+	"\x12EXEMPTION_OWN_NODE\x10\x02*v\n" +
+	"\n" +
+	"ChangeKind\x12\x1b\n" +
+	"\x17CHANGE_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12CHANGE_KIND_POLICY\x10\x01\x12\x19\n" +
+	"\x15CHANGE_KIND_NAMESPACE\x10\x02\x12\x18\n" +
+	"\x14CHANGE_KIND_IDENTITY\x10\x032\xe2\x03\n" +
 	"\x05Query\x12H\n" +
 	"\aObserve\x12\x1c.flowaudit.v1.ObserveRequest\x1a\x1d.flowaudit.v1.ObserveResponse0\x01\x12<\n" +
 	"\x03Run\x12\x18.flowaudit.v1.RunRequest\x1a\x19.flowaudit.v1.RunResponse0\x01\x12<\n" +
 	"\x03Sql\x12\x18.flowaudit.v1.SqlRequest\x1a\x19.flowaudit.v1.RunResponse0\x01\x12=\n" +
 	"\x04List\x12\x19.flowaudit.v1.ListRequest\x1a\x1a.flowaudit.v1.ListResponse\x12C\n" +
-	"\x06Status\x12\x1b.flowaudit.v1.StatusRequest\x1a\x1c.flowaudit.v1.StatusResponseB?Z=github.com/flowaudit/flowaudit/proto/flowaudit/v1;flowauditv1b\x06proto3"
+	"\x06Status\x12\x1b.flowaudit.v1.StatusRequest\x1a\x1c.flowaudit.v1.StatusResponse\x12B\n" +
+	"\x05Edges\x12\x1a.flowaudit.v1.EdgesRequest\x1a\x1b.flowaudit.v1.EdgesResponse0\x01\x12K\n" +
+	"\bTimeline\x12\x1d.flowaudit.v1.TimelineRequest\x1a\x1e.flowaudit.v1.TimelineResponse0\x01B?Z=github.com/flowaudit/flowaudit/proto/flowaudit/v1;flowauditv1b\x06proto3"
 
 var (
 	file_flowaudit_v1_query_proto_rawDescOnce sync.Once
@@ -1661,79 +2463,108 @@ func file_flowaudit_v1_query_proto_rawDescGZIP() []byte {
 	return file_flowaudit_v1_query_proto_rawDescData
 }
 
-var file_flowaudit_v1_query_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_flowaudit_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_flowaudit_v1_query_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_flowaudit_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_flowaudit_v1_query_proto_goTypes = []any{
 	(LabelOp)(0),               // 0: flowaudit.v1.LabelOp
-	(*PodPrefix)(nil),          // 1: flowaudit.v1.PodPrefix
-	(*WorkloadName)(nil),       // 2: flowaudit.v1.WorkloadName
-	(*LabelTerm)(nil),          // 3: flowaudit.v1.LabelTerm
-	(*Ends)(nil),               // 4: flowaudit.v1.Ends
-	(*Selector)(nil),           // 5: flowaudit.v1.Selector
-	(*Filter)(nil),             // 6: flowaudit.v1.Filter
-	(*ObserveRequest)(nil),     // 7: flowaudit.v1.ObserveRequest
-	(*ObserveResponse)(nil),    // 8: flowaudit.v1.ObserveResponse
-	(*RunRequest)(nil),         // 9: flowaudit.v1.RunRequest
-	(*RunResponse)(nil),        // 10: flowaudit.v1.RunResponse
-	(*SqlRequest)(nil),         // 11: flowaudit.v1.SqlRequest
-	(*ListRequest)(nil),        // 12: flowaudit.v1.ListRequest
-	(*ListResponse)(nil),       // 13: flowaudit.v1.ListResponse
-	(*Question)(nil),           // 14: flowaudit.v1.Question
-	(*Argument)(nil),           // 15: flowaudit.v1.Argument
-	(*StatusRequest)(nil),      // 16: flowaudit.v1.StatusRequest
-	(*StatusResponse)(nil),     // 17: flowaudit.v1.StatusResponse
-	(*ClusterState)(nil),       // 18: flowaudit.v1.ClusterState
-	(*Agent)(nil),              // 19: flowaudit.v1.Agent
-	nil,                        // 20: flowaudit.v1.RunRequest.ArgumentsEntry
-	(Verdict)(0),               // 21: flowaudit.v1.Verdict
-	(Direction)(0),             // 22: flowaudit.v1.Direction
-	(Assessment)(0),            // 23: flowaudit.v1.Assessment
-	(*Flows)(nil),              // 24: flowaudit.v1.Flows
-	(*Coverage)(nil),           // 25: flowaudit.v1.Coverage
-	(*structpb.ListValue)(nil), // 26: google.protobuf.ListValue
-	(Scope)(0),                 // 27: flowaudit.v1.Scope
-	(*Gap)(nil),                // 28: flowaudit.v1.Gap
+	(Exemption)(0),             // 1: flowaudit.v1.Exemption
+	(ChangeKind)(0),            // 2: flowaudit.v1.ChangeKind
+	(*PodPrefix)(nil),          // 3: flowaudit.v1.PodPrefix
+	(*WorkloadName)(nil),       // 4: flowaudit.v1.WorkloadName
+	(*LabelTerm)(nil),          // 5: flowaudit.v1.LabelTerm
+	(*Ends)(nil),               // 6: flowaudit.v1.Ends
+	(*Selector)(nil),           // 7: flowaudit.v1.Selector
+	(*Filter)(nil),             // 8: flowaudit.v1.Filter
+	(*ObserveRequest)(nil),     // 9: flowaudit.v1.ObserveRequest
+	(*ObserveResponse)(nil),    // 10: flowaudit.v1.ObserveResponse
+	(*RunRequest)(nil),         // 11: flowaudit.v1.RunRequest
+	(*RunResponse)(nil),        // 12: flowaudit.v1.RunResponse
+	(*SqlRequest)(nil),         // 13: flowaudit.v1.SqlRequest
+	(*ListRequest)(nil),        // 14: flowaudit.v1.ListRequest
+	(*ListResponse)(nil),       // 15: flowaudit.v1.ListResponse
+	(*Question)(nil),           // 16: flowaudit.v1.Question
+	(*Argument)(nil),           // 17: flowaudit.v1.Argument
+	(*StatusRequest)(nil),      // 18: flowaudit.v1.StatusRequest
+	(*StatusResponse)(nil),     // 19: flowaudit.v1.StatusResponse
+	(*ClusterState)(nil),       // 20: flowaudit.v1.ClusterState
+	(*Agent)(nil),              // 21: flowaudit.v1.Agent
+	(*EdgesRequest)(nil),       // 22: flowaudit.v1.EdgesRequest
+	(*EdgesResponse)(nil),      // 23: flowaudit.v1.EdgesResponse
+	(*EdgeEnd)(nil),            // 24: flowaudit.v1.EdgeEnd
+	(*Edge)(nil),               // 25: flowaudit.v1.Edge
+	(*TimelineRequest)(nil),    // 26: flowaudit.v1.TimelineRequest
+	(*TimelineResponse)(nil),   // 27: flowaudit.v1.TimelineResponse
+	(*Change)(nil),             // 28: flowaudit.v1.Change
+	nil,                        // 29: flowaudit.v1.RunRequest.ArgumentsEntry
+	nil,                        // 30: flowaudit.v1.EdgeEnd.LabelsEntry
+	(Verdict)(0),               // 31: flowaudit.v1.Verdict
+	(Direction)(0),             // 32: flowaudit.v1.Direction
+	(Assessment)(0),            // 33: flowaudit.v1.Assessment
+	(*Flows)(nil),              // 34: flowaudit.v1.Flows
+	(*Coverage)(nil),           // 35: flowaudit.v1.Coverage
+	(*structpb.ListValue)(nil), // 36: google.protobuf.ListValue
+	(Scope)(0),                 // 37: flowaudit.v1.Scope
+	(*Gap)(nil),                // 38: flowaudit.v1.Gap
+	(EndpointKind)(0),          // 39: flowaudit.v1.EndpointKind
+	(Caveat)(0),                // 40: flowaudit.v1.Caveat
 }
 var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	0,  // 0: flowaudit.v1.LabelTerm.op:type_name -> flowaudit.v1.LabelOp
-	1,  // 1: flowaudit.v1.Ends.pods:type_name -> flowaudit.v1.PodPrefix
-	2,  // 2: flowaudit.v1.Ends.workloads:type_name -> flowaudit.v1.WorkloadName
-	3,  // 3: flowaudit.v1.Ends.labels:type_name -> flowaudit.v1.LabelTerm
-	4,  // 4: flowaudit.v1.Selector.either:type_name -> flowaudit.v1.Ends
-	4,  // 5: flowaudit.v1.Selector.from:type_name -> flowaudit.v1.Ends
-	4,  // 6: flowaudit.v1.Selector.to:type_name -> flowaudit.v1.Ends
-	21, // 7: flowaudit.v1.Selector.verdicts:type_name -> flowaudit.v1.Verdict
-	22, // 8: flowaudit.v1.Selector.directions:type_name -> flowaudit.v1.Direction
-	23, // 9: flowaudit.v1.Selector.assessments:type_name -> flowaudit.v1.Assessment
-	5,  // 10: flowaudit.v1.Filter.match:type_name -> flowaudit.v1.Selector
-	5,  // 11: flowaudit.v1.Filter.not:type_name -> flowaudit.v1.Selector
-	6,  // 12: flowaudit.v1.ObserveRequest.filter:type_name -> flowaudit.v1.Filter
-	24, // 13: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
-	25, // 14: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
-	20, // 15: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
-	26, // 16: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
-	25, // 17: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
-	14, // 18: flowaudit.v1.ListResponse.questions:type_name -> flowaudit.v1.Question
-	15, // 19: flowaudit.v1.Question.arguments:type_name -> flowaudit.v1.Argument
-	19, // 20: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
-	18, // 21: flowaudit.v1.StatusResponse.cluster:type_name -> flowaudit.v1.ClusterState
-	27, // 22: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
-	28, // 23: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
-	7,  // 24: flowaudit.v1.Query.Observe:input_type -> flowaudit.v1.ObserveRequest
-	9,  // 25: flowaudit.v1.Query.Run:input_type -> flowaudit.v1.RunRequest
-	11, // 26: flowaudit.v1.Query.Sql:input_type -> flowaudit.v1.SqlRequest
-	12, // 27: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
-	16, // 28: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
-	8,  // 29: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
-	10, // 30: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
-	10, // 31: flowaudit.v1.Query.Sql:output_type -> flowaudit.v1.RunResponse
-	13, // 32: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
-	17, // 33: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
-	29, // [29:34] is the sub-list for method output_type
-	24, // [24:29] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	3,  // 1: flowaudit.v1.Ends.pods:type_name -> flowaudit.v1.PodPrefix
+	4,  // 2: flowaudit.v1.Ends.workloads:type_name -> flowaudit.v1.WorkloadName
+	5,  // 3: flowaudit.v1.Ends.labels:type_name -> flowaudit.v1.LabelTerm
+	6,  // 4: flowaudit.v1.Selector.either:type_name -> flowaudit.v1.Ends
+	6,  // 5: flowaudit.v1.Selector.from:type_name -> flowaudit.v1.Ends
+	6,  // 6: flowaudit.v1.Selector.to:type_name -> flowaudit.v1.Ends
+	31, // 7: flowaudit.v1.Selector.verdicts:type_name -> flowaudit.v1.Verdict
+	32, // 8: flowaudit.v1.Selector.directions:type_name -> flowaudit.v1.Direction
+	33, // 9: flowaudit.v1.Selector.assessments:type_name -> flowaudit.v1.Assessment
+	7,  // 10: flowaudit.v1.Filter.match:type_name -> flowaudit.v1.Selector
+	7,  // 11: flowaudit.v1.Filter.not:type_name -> flowaudit.v1.Selector
+	8,  // 12: flowaudit.v1.ObserveRequest.filter:type_name -> flowaudit.v1.Filter
+	34, // 13: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
+	35, // 14: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
+	29, // 15: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
+	36, // 16: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
+	35, // 17: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
+	16, // 18: flowaudit.v1.ListResponse.questions:type_name -> flowaudit.v1.Question
+	17, // 19: flowaudit.v1.Question.arguments:type_name -> flowaudit.v1.Argument
+	21, // 20: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
+	20, // 21: flowaudit.v1.StatusResponse.cluster:type_name -> flowaudit.v1.ClusterState
+	37, // 22: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
+	38, // 23: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
+	24, // 24: flowaudit.v1.EdgesResponse.ends:type_name -> flowaudit.v1.EdgeEnd
+	25, // 25: flowaudit.v1.EdgesResponse.edges:type_name -> flowaudit.v1.Edge
+	35, // 26: flowaudit.v1.EdgesResponse.coverage:type_name -> flowaudit.v1.Coverage
+	39, // 27: flowaudit.v1.EdgeEnd.kind:type_name -> flowaudit.v1.EndpointKind
+	30, // 28: flowaudit.v1.EdgeEnd.labels:type_name -> flowaudit.v1.EdgeEnd.LabelsEntry
+	32, // 29: flowaudit.v1.Edge.direction:type_name -> flowaudit.v1.Direction
+	31, // 30: flowaudit.v1.Edge.verdict:type_name -> flowaudit.v1.Verdict
+	31, // 31: flowaudit.v1.Edge.expected:type_name -> flowaudit.v1.Verdict
+	33, // 32: flowaudit.v1.Edge.assessment:type_name -> flowaudit.v1.Assessment
+	40, // 33: flowaudit.v1.Edge.caveat:type_name -> flowaudit.v1.Caveat
+	1,  // 34: flowaudit.v1.Edge.exempt:type_name -> flowaudit.v1.Exemption
+	28, // 35: flowaudit.v1.TimelineResponse.changes:type_name -> flowaudit.v1.Change
+	2,  // 36: flowaudit.v1.Change.kind:type_name -> flowaudit.v1.ChangeKind
+	9,  // 37: flowaudit.v1.Query.Observe:input_type -> flowaudit.v1.ObserveRequest
+	11, // 38: flowaudit.v1.Query.Run:input_type -> flowaudit.v1.RunRequest
+	13, // 39: flowaudit.v1.Query.Sql:input_type -> flowaudit.v1.SqlRequest
+	14, // 40: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
+	18, // 41: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
+	22, // 42: flowaudit.v1.Query.Edges:input_type -> flowaudit.v1.EdgesRequest
+	26, // 43: flowaudit.v1.Query.Timeline:input_type -> flowaudit.v1.TimelineRequest
+	10, // 44: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
+	12, // 45: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
+	12, // 46: flowaudit.v1.Query.Sql:output_type -> flowaudit.v1.RunResponse
+	15, // 47: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
+	19, // 48: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
+	23, // 49: flowaudit.v1.Query.Edges:output_type -> flowaudit.v1.EdgesResponse
+	27, // 50: flowaudit.v1.Query.Timeline:output_type -> flowaudit.v1.TimelineResponse
+	44, // [44:51] is the sub-list for method output_type
+	37, // [37:44] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_flowaudit_v1_query_proto_init() }
@@ -1747,8 +2578,8 @@ func file_flowaudit_v1_query_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flowaudit_v1_query_proto_rawDesc), len(file_flowaudit_v1_query_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   20,
+			NumEnums:      3,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

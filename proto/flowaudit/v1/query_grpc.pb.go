@@ -21,11 +21,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Query_Observe_FullMethodName = "/flowaudit.v1.Query/Observe"
-	Query_Run_FullMethodName     = "/flowaudit.v1.Query/Run"
-	Query_Sql_FullMethodName     = "/flowaudit.v1.Query/Sql"
-	Query_List_FullMethodName    = "/flowaudit.v1.Query/List"
-	Query_Status_FullMethodName  = "/flowaudit.v1.Query/Status"
+	Query_Observe_FullMethodName  = "/flowaudit.v1.Query/Observe"
+	Query_Run_FullMethodName      = "/flowaudit.v1.Query/Run"
+	Query_Sql_FullMethodName      = "/flowaudit.v1.Query/Sql"
+	Query_List_FullMethodName     = "/flowaudit.v1.Query/List"
+	Query_Status_FullMethodName   = "/flowaudit.v1.Query/Status"
+	Query_Edges_FullMethodName    = "/flowaudit.v1.Query/Edges"
+	Query_Timeline_FullMethodName = "/flowaudit.v1.Query/Timeline"
 )
 
 // QueryClient is the client API for Query service.
@@ -44,6 +46,11 @@ type QueryClient interface {
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Status says how the collector and its agents are.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	// Edges gives the edges of a time, each once, then the coverage.
+	Edges(ctx context.Context, in *EdgesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EdgesResponse], error)
+	// Timeline gives the state of policies, namespaces and identities at the
+	// beginning of a time, then their changes, in order.
+	Timeline(ctx context.Context, in *TimelineRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TimelineResponse], error)
 }
 
 type queryClient struct {
@@ -131,6 +138,44 @@ func (c *queryClient) Status(ctx context.Context, in *StatusRequest, opts ...grp
 	return out, nil
 }
 
+func (c *queryClient) Edges(ctx context.Context, in *EdgesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EdgesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Query_ServiceDesc.Streams[3], Query_Edges_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[EdgesRequest, EdgesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Query_EdgesClient = grpc.ServerStreamingClient[EdgesResponse]
+
+func (c *queryClient) Timeline(ctx context.Context, in *TimelineRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TimelineResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Query_ServiceDesc.Streams[4], Query_Timeline_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TimelineRequest, TimelineResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Query_TimelineClient = grpc.ServerStreamingClient[TimelineResponse]
+
 // QueryServer is the server API for Query service.
 // All implementations must embed UnimplementedQueryServer
 // for forward compatibility.
@@ -147,6 +192,11 @@ type QueryServer interface {
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Status says how the collector and its agents are.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	// Edges gives the edges of a time, each once, then the coverage.
+	Edges(*EdgesRequest, grpc.ServerStreamingServer[EdgesResponse]) error
+	// Timeline gives the state of policies, namespaces and identities at the
+	// beginning of a time, then their changes, in order.
+	Timeline(*TimelineRequest, grpc.ServerStreamingServer[TimelineResponse]) error
 	mustEmbedUnimplementedQueryServer()
 }
 
@@ -171,6 +221,12 @@ func (UnimplementedQueryServer) List(context.Context, *ListRequest) (*ListRespon
 }
 func (UnimplementedQueryServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedQueryServer) Edges(*EdgesRequest, grpc.ServerStreamingServer[EdgesResponse]) error {
+	return status.Error(codes.Unimplemented, "method Edges not implemented")
+}
+func (UnimplementedQueryServer) Timeline(*TimelineRequest, grpc.ServerStreamingServer[TimelineResponse]) error {
+	return status.Error(codes.Unimplemented, "method Timeline not implemented")
 }
 func (UnimplementedQueryServer) mustEmbedUnimplementedQueryServer() {}
 func (UnimplementedQueryServer) testEmbeddedByValue()               {}
@@ -262,6 +318,28 @@ func _Query_Status_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Query_Edges_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(EdgesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(QueryServer).Edges(m, &grpc.GenericServerStream[EdgesRequest, EdgesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Query_EdgesServer = grpc.ServerStreamingServer[EdgesResponse]
+
+func _Query_Timeline_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TimelineRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(QueryServer).Timeline(m, &grpc.GenericServerStream[TimelineRequest, TimelineResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Query_TimelineServer = grpc.ServerStreamingServer[TimelineResponse]
+
 // Query_ServiceDesc is the grpc.ServiceDesc for Query service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -292,6 +370,16 @@ var Query_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Sql",
 			Handler:       _Query_Sql_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Edges",
+			Handler:       _Query_Edges_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Timeline",
+			Handler:       _Query_Timeline_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -44,6 +44,32 @@ func sampleFlows() []flow.Flow {
 	return []flow.Flow{full, bare, earlier, full}
 }
 
+// TestFlowsWithoutAddresses: a plugin that aggregates tells names only.
+func TestFlowsWithoutAddresses(t *testing.T) {
+	named := flow.Flow{
+		Key: flow.Key{Protocol: flow.TCP, Port: 80, Verdict: flow.VerdictDenied}, Start: at(1), End: at(2),
+		Source:      &flow.Endpoint{Kind: flow.EndpointPod, Namespace: "shop", Workload: flow.Workload{Kind: "Deployment", Name: "web"}},
+		Destination: &flow.Endpoint{Kind: flow.EndpointOutside},
+		Service:     &flow.Service{Port: 80, Namespace: "shop", Name: "db"}, Sources: flow.SourceFelix,
+	}
+	got, invalid, first, err := FromFlows([]flow.Flow{named}).ToFlows()
+	if err != nil || invalid != 0 {
+		t.Fatalf("%d invalid (%v), %v", invalid, first, err)
+	}
+	if diff := cmp.Diff([]flow.Flow{named}, got, addresses); diff != "" {
+		t.Error(diff)
+	}
+	for field, spoil := range map[string]func(*flow.Flow){
+		"src": func(f *flow.Flow) { f.Source = nil }, "dst": func(f *flow.Flow) { f.Destination = &flow.Endpoint{} },
+	} {
+		f := named
+		spoil(&f)
+		if _, invalid, first, _ := FromFlows([]flow.Flow{f}).ToFlows(); invalid != 1 || !strings.HasPrefix(first.Error(), "flow 0, field "+field+":") {
+			t.Errorf("%d invalid, %v; want one, by its %s", invalid, first, field)
+		}
+	}
+}
+
 var addresses = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 
 func TestFlowsRoundTrip(t *testing.T) {
@@ -128,7 +154,7 @@ func TestBrokenTablesRefuseTheBatch(t *testing.T) {
 		{"service", func(x *Flows) { x.Service = x.Service[1:] }},
 		{"addresses[1]", func(x *Flows) { x.Addresses[1] = x.Addresses[1][1:] }},
 		{"named", func(x *Flows) { x.Named = x.Named[1:] }},
-		{"services[0]", func(x *Flows) { x.Services[0].Address = nil }},
+		{"services[0]", func(x *Flows) { x.Services[0].Address = []byte{1} }},
 	} {
 		t.Run(c.field, func(t *testing.T) {
 			x := FromFlows(sampleFlows())
@@ -147,7 +173,7 @@ func sampleBatch() flow.Batch {
 		Node: "node-1", Scope: flow.ScopePod, Start: at(0), End: at(10),
 		Flows: sampleFlows(),
 		Gaps:  []flow.Gap{{Node: "node-1", Source: "nflog:100", Kind: flow.GapSequence, Start: at(1), End: at(2), Lost: 4, Detail: "why"}},
-		Agent: flow.AgentStatus{Version: "1", Started: at(-5), Observations: 1, Malformed: 2, Connections: 3, Sources: []string{"conntrack"}, Limits: []string{"no bytes"}, Skew: -1500 * time.Millisecond},
+		Agent: flow.AgentStatus{Version: "1", Started: at(-5), Observations: 1, Malformed: 2, Connections: 3, Sources: []string{"conntrack"}, Notes: []string{"hubble is read"}, Limits: []string{"no bytes"}, Skew: -1500 * time.Millisecond},
 	}
 }
 
@@ -268,7 +294,7 @@ func FuzzBatch(f *testing.F) {
 			t.Fatalf("%d flows beside %v", len(batch.Flows), err)
 		}
 		for _, fl := range batch.Flows {
-			if !fl.Src.IsValid() || !fl.Dst.IsValid() || fl.End.Before(fl.Start) || fl.Verdict > flow.VerdictUnanswered {
+			if !fl.Src.IsValid() && fl.Source == nil || !fl.Dst.IsValid() && fl.Destination == nil || fl.End.Before(fl.Start) || fl.Verdict > flow.VerdictUnanswered {
 				t.Fatalf("an impossible flow: %+v", fl)
 			}
 		}

@@ -1,0 +1,2 @@
+// Package goldmane is what Calico's Felix sends to a flow collector.
+package goldmane
