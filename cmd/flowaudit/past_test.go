@@ -272,3 +272,27 @@ func TestHelpOfWhatComputes(t *testing.T) {
 		golden(t, "help-"+name, transcript(r, name, "--help"))
 	}
 }
+
+// The page about suggestions shows what the commands say.
+func TestSuggestPageIsTrue(t *testing.T) {
+	page, err := os.ReadFile("../../docs/suggest.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		golden string
+		stderr bool // all of it is shown, or that only
+		stdout bool
+	}{{"suggest-explain", false, true}, {"suggest-yaml", true, false}, {"replay-text", true, true}, {"unused-table", true, true}} {
+		text, err := os.ReadFile(filepath.Join("testdata", c.golden+".txt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, said, _ := strings.Cut(string(text), "\n")
+		stdout, rest, _ := strings.Cut(said, "--- standard error\n")
+		stderr, _, _ := strings.Cut(rest, "--- exit code")
+		if c.stdout && !strings.Contains(string(page), stdout) || c.stderr && !strings.Contains(string(page), stderr) {
+			t.Errorf("docs/suggest.md does not show what testdata/%s.txt has", c.golden)
+		}
+	}
+}

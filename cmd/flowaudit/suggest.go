@@ -19,17 +19,17 @@ import (
 // suggestCommand is the subcommand's options.
 type suggestCommand struct {
 	past
-	namespaces, workloads         []string
-	all, egress, ingress          bool
-	mode, isolation               string
-	cidrSlack                     uint64
-	portSlack                     float64
-	clusterCIDRs, caches          []string
-	cronJobs                      []string
-	readyAfter                    string
-	acceptScans, reject           []string
+	namespaces, workloads []string
+	all, egress, ingress  bool
+	mode, isolation       string
+	cidrSlack             uint64
+	portSlack             float64
+	clusterCIDRs, caches  []string
+	cronJobs              []string
+	readyAfter            string
+	acceptScans, reject   []string
 	explain, requireReady bool
-	output, dir                   string
+	output, dir           string
 }
 
 func newSuggest(c *client) *cobra.Command {
@@ -232,4 +232,3 @@ func (o *suggestCommand) writeFiles(r *suggest.Result) error {
 	}
 	return nil
 }
-

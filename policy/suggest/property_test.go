@@ -7,13 +7,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/policy"
 	"github.com/flowaudit/flowaudit/policy/history"
 	ht "github.com/flowaudit/flowaudit/policy/history/historytest"
+	"github.com/flowaudit/flowaudit/policy/lint"
 	"github.com/flowaudit/flowaudit/policy/suggest"
 )
 
@@ -154,6 +158,7 @@ func TestSuggestionsAreExact(t *testing.T) {
 				t.Fatalf("seed %d: tightened, more is allowed: %+v", seed, r.Proof.Allowed)
 			}
 			noWider(t, c.History(t), r, o)
+			lints(t, r)
 		}
 	}
 }
@@ -172,6 +177,21 @@ func noWider(t *testing.T, h *history.History, r *suggest.Result, o suggest.Opti
 	engine, err := policy.New(policy.Options{Classes: h.Classes(), Policies: policies})
 	if err != nil {
 		t.Fatal(err)
+	}
+	decided := make(map[flow.EdgeKey]bool)
+	for _, d := range r.Proof.Decided {
+		if d.Reason != suggest.RefusedNow && d.Reason != suggest.NoSelector {
+			t.Fatalf("%s -> %s %d is refused for the reason %q, of which there is none here", d.Source, d.Destination, d.Port, d.Reason)
+		}
+		for _, e := range d.Edges() {
+			decided[e.EdgeKey] = true
+		}
+	}
+	for _, e := range h.Edges {
+		c := h.Connection(e)
+		if d := engine.Snapshot().Decide(&c); e.Verdict == flow.VerdictAllowed && d.Verdict == flow.VerdictDenied && !decided[e.EdgeKey] {
+			t.Fatalf("%+v would be refused, and the proof does not say so", e.EdgeKey)
+		}
 	}
 	type use struct {
 		from, to *history.Workload
@@ -195,6 +215,32 @@ func noWider(t *testing.T, h *history.History, r *suggest.Result, o suggest.Opti
 					t.Fatalf("%s -> %s %d is permitted and was never seen", from.Workloads[0], to.Workloads[0], port)
 				}
 			}
+		}
+	}
+}
+
+// lints checks that the API server would take the policies: their YAML is read
+// strictly, and no field is found wrong.
+func lints(t *testing.T, r *suggest.Result) {
+	t.Helper()
+	o := &lint.Objects{}
+	for i := range r.Policies {
+		text, err := r.Policies[i].YAML(true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p networkingv1.NetworkPolicy
+		if err := yaml.UnmarshalStrict(text, &p); err != nil {
+			t.Fatalf("%v:\n%s", err, text)
+		}
+		if d := cmp.Diff(r.Policies[i].Object, &p, cmpopts.EquateEmpty()); d != "" {
+			t.Fatal(d)
+		}
+		o.Policies = append(o.Policies, &p)
+	}
+	for _, f := range lint.Check(o) {
+		if f.Severity == lint.Error && r.Mode != suggest.Tighten {
+			t.Fatalf("%s/%s %s: %s", f.Namespace, f.Name, f.Field, f.Message)
 		}
 	}
 }
