@@ -94,7 +94,7 @@ func end() error {
 }
 
 // answerBy is how long flowaudit may take to have the answer.
-const answerBy = 30 * time.Second
+const answerBy = time.Minute
 
 // everything selects flows of any verdict.
 const everything = "allowed,denied,unanswered,unknown"

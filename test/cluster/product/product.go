@@ -172,7 +172,7 @@ func (p *Product) Flows(ctx context.Context, args ...string) ([]flow.Flow, error
 
 // Each gives the flows one by one, for more than fit in memory.
 func (p *Product) Each(ctx context.Context, take func(*flow.Flow), args ...string) error {
-	cmd := p.Command(ctx, append([]string{"observe", "--all", "-o", "json"}, args...)...)
+	cmd := p.Command(ctx, append([]string{"observe", "--all", "-o", "json", "--timeout", "10m"}, args...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
