@@ -17,8 +17,8 @@ func (t *table) attempt(o *flow.Observation) {
 	if s, ok := u.seen(&k, true); ok && !s.used {
 		return
 	}
-	w, ok := u.wait(&k, o)
-	if !ok {
+	w, waits := u.waiting[k]
+	if !u.wait(&w, waits, o) {
 		return
 	}
 	w.sources |= flow.SourceTap
@@ -67,21 +67,13 @@ func (t *table) hold(o *flow.Observation) bool {
 			k = other // a plugin's record does not tell the zone
 		}
 	}
-	if c := t.live(&k); c != nil {
-		return t.confirmedSince(&k, c, o)
-	}
-	if s, ok := t.unconfirmed.seen(&k, false); ok {
-		if s.at < sentBy(o) {
-			return false
+	w, waits := t.unconfirmed.waiting[k]
+	if !waits {
+		if decided, held := t.contradictedAlready(&k, o); decided {
+			return held
 		}
-		t.stats.contradicted++
-		if c := t.conns.get(&s.conn); c != nil {
-			t.contradicted(&s.conn, c, o.Time)
-		}
-		return true
 	}
-	w, ok := t.unconfirmed.wait(&k, o)
-	if !ok {
+	if !t.unconfirmed.wait(&w, waits, o) {
 		return false
 	}
 	w.sources |= o.Source
@@ -89,6 +81,26 @@ func (t *table) hold(o *flow.Observation) bool {
 	w.logged.Bytes += uint64(o.Size)
 	t.unconfirmed.waiting[k] = w
 	return true
+}
+
+// contradictedAlready looks whether the connection of a logged refusal is
+// known, which then decides. held says that it contradicts the refusal.
+func (t *table) contradictedAlready(k *connKey, o *flow.Observation) (decided, held bool) {
+	if c := t.live(k); c != nil {
+		return true, t.confirmedSince(k, c, o)
+	}
+	s, ok := t.unconfirmed.seen(k, false)
+	if !ok {
+		return false, false
+	}
+	if s.at < sentBy(o) {
+		return true, false
+	}
+	t.stats.contradicted++
+	if c := t.conns.get(&s.conn); c != nil {
+		t.contradicted(&s.conn, c, o.Time)
+	}
+	return true, true
 }
 
 // confirmedSince contradicts a refusal where the connection was confirmed

@@ -19,7 +19,7 @@ type naming struct {
 
 type waitingFlow struct {
 	flow flow.Flow
-	due  time.Time // until then news may come
+	look time.Time // when to look again
 	last time.Time // then it goes, named or not; the zero time if it may wait
 }
 
@@ -41,7 +41,7 @@ func (n *naming) take(flows []flow.Flow, now, last time.Time) []flow.Flow {
 		case !now.Before(due):
 			ready = append(ready, f)
 		case len(n.waiting) < maxWaiting:
-			n.waiting = append(n.waiting, waitingFlow{f, due, last})
+			n.waiting = append(n.waiting, waitingFlow{f, nextLook(due, now), last})
 		default:
 			ready = append(ready, n.unsettled(f, now))
 		}
@@ -54,22 +54,35 @@ func (n *naming) due(now time.Time) []flow.Flow {
 	var ready []flow.Flow
 	kept := n.waiting[:0]
 	for _, w := range n.waiting {
-		if !now.Before(w.due) {
-			w.due = n.name(&w.flow)
-		}
-		switch {
-		case !now.Before(w.due):
-			ready = append(ready, w.flow)
-		case w.last.IsZero() || now.Before(w.last):
+		over := !w.last.IsZero() && !now.Before(w.last)
+		if now.Before(w.look) && !over {
 			kept = append(kept, w)
-		default:
-			n.name(&w.flow)
+			continue
+		}
+		switch due := n.name(&w.flow); {
+		case !now.Before(due):
+			ready = append(ready, w.flow)
+		case over:
 			ready = append(ready, n.unsettled(w.flow, now))
+		default:
+			w.look = nextLook(due, now)
+			kept = append(kept, w)
 		}
 	}
 	clear(n.waiting[len(kept):])
 	n.waiting = kept
 	return ready
+}
+
+// lookEvery bounds how long it takes until news is noticed that makes further
+// waiting needless.
+const lookEvery = 500 * time.Millisecond
+
+func nextLook(due, now time.Time) time.Time {
+	if soon := now.Add(lookEvery); soon.Before(due) {
+		return soon
+	}
+	return due
 }
 
 // rest gives all that still wait.

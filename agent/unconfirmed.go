@@ -76,12 +76,13 @@ func newUnconfirmed() unconfirmed {
 	}
 }
 
-// wait gives the waiting attempt of a key, or begins it where there is room.
-func (u *unconfirmed) wait(k *connKey, o *flow.Observation) (w attempted, ok bool) {
-	if w, ok = u.waiting[*k]; !ok {
+// wait takes a packet's time and flags into an attempt that waits, or into one
+// that begins to, where there is room.
+func (u *unconfirmed) wait(w *attempted, waits bool, o *flow.Observation) bool {
+	if !waits {
 		if len(u.waiting) >= maxAttempted {
 			u.dropped++
-			return w, false
+			return false
 		}
 		w.first = o.Time
 		w.icmp = flowPort(o, 0)
@@ -89,7 +90,7 @@ func (u *unconfirmed) wait(k *connKey, o *flow.Observation) (w attempted, ok boo
 	}
 	w.last = o.Time
 	w.flags |= o.TCPFlags
-	return w, true
+	return true
 }
 
 // take gives a waiting attempt that waits no more.
@@ -117,9 +118,12 @@ func (u *unconfirmed) origin(k *connKey, at int64) (before connKey, ok bool) {
 		if r.src != k.src || r.srcPort != k.srcPort || r.protocol != k.protocol || r.zone != k.zone {
 			continue
 		}
+		if w, waits := u.waiting[*r]; !waits || at-w.last > int64(natTime) {
+			return before, false // an older packet from that port
+		}
 		before, *r = *r, connKey{}
-		w, waits := u.take(&before)
-		return before, waits && at-w.last <= int64(natTime)
+		delete(u.waiting, before)
+		return before, true
 	}
 	return before, false
 }

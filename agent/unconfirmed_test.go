@@ -144,6 +144,15 @@ func TestAttempts(t *testing.T) {
 		}
 		wantRows(t, s.closeWindow(clock(10)), row{web, db, 8080, flow.VerdictDenied, flow.ReasonNeverConfirmed, 1, 120})
 	})
+	t.Run("an older attempt from the same port is not its beginning", func(t *testing.T) {
+		s := tapped()
+		s.track(web, far, 4000, 53).tap(0, nil)
+		s.track(web, vip, 4000, 80).tap(0.5, afterNAT)
+		s.wait(1.1, flow.EventAbsent)
+		s.wait(1.6, flow.EventAbsent)
+		wantRows(t, s.closeWindow(clock(10)),
+			row{web, far, 53, flow.VerdictDenied, flow.ReasonNeverConfirmed, 1, 60}, row{web, db, 8080, flow.VerdictDenied, flow.ReasonNeverConfirmed, 1, 60})
+	})
 	t.Run("a connection through a Service is confirmed by either record, in any order", func(t *testing.T) {
 		for name, tell := range map[string]func(*track){
 			"records first":        func(c *track) { c.tap(0, nil).tap(0, afterNAT).say(0, flow.EventNew, toBackend) },

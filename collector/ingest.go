@@ -171,7 +171,10 @@ func (r *report) store(ctx context.Context, message *flowauditv1.Batch) error {
 }
 
 // maxNameWait bounds how long a batch waits for names, whatever the clocks say.
-const maxNameWait = 10 * time.Second
+const (
+	maxNameWait   = 10 * time.Second
+	nameLookEvery = 500 * time.Millisecond // news may make further waiting needless
+)
 
 // name names a batch's flows. Where news of who had an address may still come,
 // it waits for them a while: the batch is neither stored nor acknowledged before.
@@ -179,17 +182,18 @@ func (r *report) name(ctx context.Context, b *flow.Batch) (*naming, error) {
 	n := newNaming(r.index, b.Node, b.Flows)
 	n.ahead = r.skew() - b.Agent.Skew
 	n.name(b.Flows)
-	wait := min(time.Until(n.due), maxNameWait)
-	if wait <= 0 {
-		return n, nil
+	for last := time.Now().Add(maxNameWait); time.Now().Before(last); n.name(b.Flows) {
+		wait := min(time.Until(n.due), time.Until(last), nameLookEvery)
+		if wait <= 0 {
+			break
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
-	select {
-	case <-time.After(wait):
-		n.name(b.Flows)
-		return n, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
+	return n, nil
 }
 
 // decode reads a batch. What cannot be used is named in ack.

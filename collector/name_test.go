@@ -36,7 +36,7 @@ func TestABatchWaitsForLateNames(t *testing.T) {
 		stored  time.Duration
 		unnamed uint64
 	}{
-		{"the pod is told meanwhile", time.Second, 0, 2 * time.Second, 0},
+		{"the pod is told meanwhile", time.Second, 0, time.Second, 0},
 		{"the pod is never told", time.Hour, 0, 2 * time.Second, 1},
 		{"the time is over already", time.Hour, 5 * time.Second, 0, 1},
 		{"the pod is known", 0, 0, 0, 0},

@@ -32,6 +32,14 @@ func (b *balance) settle(m *merged) bool {
 	return empty || sideOf(&m.flow).tells()
 }
 
+// settleOnce settles a flow that may have been settled before its turn.
+func (b *balance) settleOnce(m *merged) bool {
+	if !m.settled {
+		m.settled, m.tells = true, b.settle(m)
+	}
+	return m.tells
+}
+
 func (a *account) settle(m *merged) {
 	for i := range m.sides {
 		a.side(m.sides[i].node).add(&m.sides[i])

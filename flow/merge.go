@@ -79,7 +79,15 @@ func (m *Merger) settle(n *merged, p *pending) {
 	if p.balance == nil {
 		p.balance = &balance{}
 	}
-	if p.balance.settle(n) {
+	if vague(&n.flow) {
+		// Whoever names its connections counts first.
+		for _, o := range p.flows {
+			if !vague(&o.flow) {
+				p.balance.settleOnce(o)
+			}
+		}
+	}
+	if p.balance.settleOnce(n) {
 		m.done = !m.yield(n.flow)
 	}
 }
@@ -117,11 +125,14 @@ type merged struct {
 	key   pairOf
 	start time.Time // of the first report
 	sides []side
+	// settled says that its counts are what is new in it already, and tells
+	// whether that is anything.
+	settled, tells bool
 }
 
 func joinable(candidates []*merged, f *Flow, slack time.Duration) *merged {
 	for _, m := range candidates {
-		if f.Start.Sub(m.start) <= slack && m.takes(f) && SameConnections(m.flow.Verdict, f.Verdict) {
+		if f.Start.Sub(m.start) <= slack && !m.settled && m.takes(f) && SameConnections(m.flow.Verdict, f.Verdict) && sameEnds(&m.flow, f) {
 			return m
 		}
 	}
@@ -175,8 +186,8 @@ func (m *merged) add(f *Flow) {
 		decides.Src, decides.TranslatedSrc, decides.Source = other.Src, other.TranslatedSrc, other.Source
 	}
 	decides.Service = cmp.Or(decides.Service, other.Service)
-	decides.Source = cmp.Or(decides.Source, other.Source)
-	decides.Destination = cmp.Or(decides.Destination, other.Destination)
+	decides.Source = knownEnd(decides.Source, other.Source)
+	decides.Destination = knownEnd(decides.Destination, other.Destination)
 	decides.SourcePort = cmp.Or(decides.SourcePort, other.SourcePort)
 	if other.Start.Before(decides.Start) {
 		decides.Start = other.Start

@@ -136,6 +136,80 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// heldBy names a report's source.
+func heldBy(f Flow, pods ...string) Flow {
+	f.Source = &Endpoint{Kind: EndpointPod, Namespace: "shop", Pod: pods[0]}
+	if len(pods) > 1 {
+		f.Source = &Endpoint{Kind: EndpointAmbiguous, Candidates: []string{"shop/" + pods[0], "shop/" + pods[1]}}
+	}
+	return f
+}
+
+func TestMergeKeepsHoldersOfAnAddressApart(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		reports []Flow
+		want    []string // source × connections
+	}{
+		{
+			"two holders in two reports of each node",
+			[]Flow{
+				heldBy(told(0, "a", VerdictAllowed, 1, 10), "old"), heldBy(told(0, "b", VerdictAllowed, 1, 10), "old"),
+				heldBy(told(2, "a", VerdictAllowed, 1, 10), "new"), heldBy(told(2, "b", VerdictAllowed, 1, 10), "new"),
+			},
+			[]string{"old ×1", "new ×1"},
+		},
+		{
+			"the other node cannot tell them apart",
+			[]Flow{
+				heldBy(told(0, "a", VerdictAllowed, 1, 10), "old"), heldBy(told(0, "b", VerdictAllowed, 2, 20), "old", "new"),
+				heldBy(told(2, "a", VerdictAllowed, 1, 10), "new"),
+			},
+			[]string{"old ×1", "new ×1"},
+		},
+		{
+			"and begins to tell before",
+			[]Flow{
+				heldBy(told(0, "b", VerdictAllowed, 2, 20), "old", "new"), heldBy(told(1, "a", VerdictAllowed, 1, 10), "old"),
+				heldBy(told(2, "a", VerdictAllowed, 1, 10), "new"),
+			},
+			[]string{"old ×1", "new ×1"},
+		},
+		{
+			"it saw one more, and nobody can say whose",
+			[]Flow{
+				heldBy(told(0, "a", VerdictAllowed, 1, 10), "old"), heldBy(told(0, "b", VerdictAllowed, 3, 30), "old", "new"),
+				heldBy(told(2, "a", VerdictAllowed, 1, 10), "new"),
+			},
+			[]string{"old ×1", "ambiguous ×1", "new ×1"},
+		},
+		{
+			"one connection is named by the node that knows",
+			[]Flow{heldBy(told(0, "b", VerdictAllowed, 1, 10), "old", "new"), heldBy(told(0, "a", VerdictAllowed, 1, 10), "new")},
+			[]string{"new ×1"},
+		},
+		{
+			"a denial too",
+			[]Flow{heldBy(told(0, "a", VerdictUnanswered, 1, 60), "new"), heldBy(told(0, "b", VerdictDenied, 1, 0), "old", "new")},
+			[]string{"new ×1"},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var got []string
+			for _, f := range Merge(c.reports, slack) {
+				name := f.Source.Pod
+				if name == "" {
+					name = f.Source.Kind.String()
+				}
+				got = append(got, fmt.Sprintf("%s ×%d", name, f.Connections))
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
 func TestMergeKeepsWhatEachSideKnows(t *testing.T) {
 	web, db := &Endpoint{Pod: "web"}, &Endpoint{Pod: "db"}
 	snat := netip.MustParseAddr("192.168.7.1")

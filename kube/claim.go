@@ -52,9 +52,14 @@ type claim struct {
 	from, sure, doubt, to int64
 	// gone is when the API had no such object any more. After it the holder
 	// is never named alone: its network may be another's already.
-	gone     int64
-	versions []version // oldest first, one at least
-	network  bool      // the address is of the network of pods or Services
+	gone int64
+	// rival is since when another could have it who says so now; 0 if none
+	// does. From then on the holder is not sure any more: that it ended may
+	// only be told late. announced says that its end was told with its time.
+	rival     int64
+	announced bool
+	network   bool      // the address is of the network of pods or Services
+	versions  []version // oldest first, one at least
 }
 
 // version is what a holder was called from a moment on.
@@ -82,11 +87,26 @@ func (c *claim) open() bool { return c.to == forever }
 // from a to b, both included.
 func (c *claim) touches(a, b int64) bool { return c.from <= b && c.to > a }
 
-// covers reports whether the holder surely had it all the time.
-func (c *claim) covers(a, b int64) bool { return c.sure <= a && c.doubt > b }
+// unrivalled is until when the holder surely had it and nobody else could.
+func (c *claim) unrivalled() int64 {
+	if c.rival != 0 && !c.announced {
+		return min(c.doubt, c.rival)
+	}
+	return c.doubt
+}
 
-// certain reports whether the holder surely had it at some time from a to b.
-func (c *claim) certain(a, b int64) bool { return c.sure <= b && c.doubt > a }
+// covers reports whether the holder surely had it all the time.
+func (c *claim) covers(a, b int64) bool { return c.sure <= a && c.unrivalled() > b }
+
+// certain reports whether the holder says that it surely had it at some time
+// from a to b. One that is gone without a word does not contradict its rival.
+func (c *claim) certain(a, b int64) bool {
+	until := c.doubt
+	if !c.open() {
+		until = c.unrivalled()
+	}
+	return c.sure <= b && until > a
+}
 
 // verdict is who had an address.
 type verdict struct {
@@ -154,7 +174,7 @@ func settled(claims []claim) (e *flow.Endpoint, since int64) {
 			now = c
 		}
 	}
-	if now == nil || now.doubt != forever {
+	if now == nil || now.unrivalled() != forever {
 		return nil, forever
 	}
 	since = max(now.sure, now.latest().since)

@@ -17,6 +17,11 @@ func life(name string, from, sure, doubt, to int64) claim {
 	}
 }
 
+func rivalled(c claim, since int64) claim {
+	c.rival = since
+	return c
+}
+
 func answered(v verdict) string {
 	switch {
 	case v.claim != nil:
@@ -55,6 +60,10 @@ func TestDecide(t *testing.T) {
 		{"a time that begins before its holder", []claim{old}, -5, 5, "ambiguous ns/old"},
 		{"a deleted holder is not named alone", []claim{forced}, 60, 60, "ambiguous ns/forced"},
 		{"but is as long as the API had it", []claim{forced}, 45, 45, "forced"},
+		{"it is not sure any more when another says that it has it", []claim{rivalled(life("a", 0, 0, forever, forever), 55), next}, 60, 60, "ambiguous ns/a ns/next"},
+		{"and both say so", []claim{rivalled(life("a", 0, 0, forever, forever), 55), next}, 80, 80, "ambiguous ns/a ns/next"},
+		{"until the old one is gone, however late that is told", []claim{rivalled(life("a", 0, 0, 90, 95), 55), next}, 80, 80, "next"},
+		{"before the other began it is sure", []claim{rivalled(life("a", 0, 0, forever, forever), 55), next}, 50, 50, "a"},
 		{"a pod goes before a Service", []claim{service, old}, 20, 20, "old"},
 		{"a Service where there is no pod", []claim{service, old}, 90, 90, "service"},
 	} {
@@ -104,6 +113,9 @@ func claimsOf(b []byte) []claim {
 			continue
 		}
 		c.by.rank = rank(b[4] % 3)
+		if b[4]&4 != 0 {
+			c.rival, c.announced = int64(b[4]>>4), b[4]&8 != 0
+		}
 		out = append(out, c)
 	}
 	return out

@@ -37,6 +37,7 @@ type Index struct {
 	services  servicePorts
 	ambiguous ambiguousEnds
 	lateness  lateness
+	births    births
 	version   atomic.Uint64 // one more for each change of who holds an address
 	hosts     atomic.Int64  // pods and nodes that are known
 	exact     atomic.Bool   // told by manifests
@@ -82,7 +83,7 @@ func New(o Options) *Index {
 		apiServer: &holder{rank: rankAPIServer, kind: "API server"}, owners: newOwners(),
 		byName:     make(map[podKey]*networkingv1.NetworkPolicy),
 		identities: identities{pods: make(map[uint64]int), tell: o.Changed},
-		problems:   newProblems(),
+		problems:   newProblems(), births: births{nodes: make(map[string]map[podKey]int64)},
 	}
 	x.services.init()
 	x.slack.Store(int64(o.Slack))
@@ -104,7 +105,12 @@ func (x *Index) Endpoint(addr netip.Addr, at time.Time) *flow.Endpoint {
 
 // settling is how long news of a new holder takes at most where nothing is
 // slow: kubelet tells a pod's address a moment after the pod has it.
-const settling = 2 * time.Second
+// maxSettling bounds how long it is waited for where something is slow, or
+// another pod has begun on the same node whose address is not told yet.
+const (
+	settling    = 2 * time.Second
+	maxSettling = 10 * time.Second
+)
 
 // Holder says who held addr all the time from one moment to another: nobody
 // where that was not one alone. news is how long after to the answer may
@@ -115,18 +121,21 @@ func (x *Index) Holder(addr netip.Addr, from, to time.Time) (e *flow.Endpoint, n
 	if e == nil || a < since {
 		e = x.judge(addr, a, max(a, b))
 	}
-	return e, x.pace(addr, e)
+	return e, x.pace(addr, e, b)
 }
 
 // pace is how long news about an answer may take.
-func (x *Index) pace(addr netip.Addr, e *flow.Endpoint) time.Duration {
+func (x *Index) pace(addr netip.Addr, e *flow.Endpoint, at int64) time.Duration {
 	switch {
 	case x.exact.Load() || x.hosts.Load() == 0: // nobody tells anything
 		return 0
 	case e.Kind == flow.EndpointNode || e.Kind == flow.EndpointService || e.Kind == flow.EndpointAPIServer:
 		return 0
 	case e.Kind == flow.EndpointPod || e.Kind == flow.EndpointAmbiguous || x.networks.mayContain(addr):
-		return settling + x.lateness.get()
+		if e.Kind == flow.EndpointPod && x.births.near(e.Node, at) {
+			return maxSettling
+		}
+		return min(settling+2*x.lateness.get(), maxSettling)
 	}
 	return 0
 }
@@ -194,7 +203,13 @@ func (x *Index) beginClaim(addr netip.Addr, c claim) {
 	if c.network {
 		x.networks.addNeighbour(addr, 1)
 	}
-	x.publish(addr, with(x.addresses.claims(addr), c))
+	claims := with(x.addresses.claims(addr), c)
+	for i := range claims {
+		if o := &claims[i]; o.by != c.by && o.by.rank == c.by.rank && o.to > c.from && (o.rival == 0 || c.from < o.rival) {
+			o.rival = c.from
+		}
+	}
+	x.publish(addr, claims)
 	x.checkConflict(addr)
 }
 

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -14,7 +15,7 @@ type lateness struct {
 
 const (
 	latenessPeriod = 10 * time.Second
-	maxLateness    = 8 * time.Second
+	maxLateness    = 4 * time.Second
 )
 
 // notice takes in that something happened at a time, at the latest, and became
@@ -29,4 +30,46 @@ func (l *lateness) notice(happened, known int64) {
 
 func (l *lateness) get() time.Duration {
 	return time.Duration(max(l.now.Load(), l.before.Load()))
+}
+
+// births are the pods of each node that have begun and whose address is not
+// told yet: it may be one that another pod had until a moment ago.
+type births struct {
+	mu    sync.RWMutex
+	nodes map[string]map[podKey]int64 // and when they were first seen, nanoseconds
+}
+
+// birthTime is how long a pod's address may be awaited: one that gets none for
+// longer waits for something else, such as a volume.
+const birthTime = 20 * time.Second
+
+func (b *births) set(node string, k podKey, awaited bool, now int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	pods := b.nodes[node]
+	_, known := pods[k]
+	switch {
+	case awaited && !known:
+		if pods == nil {
+			pods = make(map[podKey]int64)
+			b.nodes[node] = pods
+		}
+		pods[k] = now
+	case !awaited && known:
+		if delete(pods, k); len(pods) == 0 {
+			delete(b.nodes, node)
+		}
+	}
+}
+
+// near reports whether a pod's address was awaited on a node at about a time.
+func (b *births) near(node string, at int64) bool {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for _, seen := range b.nodes[node] {
+		if at-seen < int64(birthTime) {
+			return true
+		}
+	}
+	return false
 }

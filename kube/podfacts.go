@@ -227,7 +227,7 @@ func (m moment) fade(c claim, l *podLife) claim {
 	if l.ended {
 		switch {
 		case l.stopped != 0:
-			c.doubt = min(l.stopped-m.slack, m.now)
+			c.doubt, c.announced = min(l.stopped-m.slack, m.now), true
 		case l.asked == 0:
 			c.doubt = m.now - m.slack - int64(lag)
 		}

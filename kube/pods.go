@@ -39,6 +39,8 @@ func (x *Index) setPod(f *podFacts, m moment) {
 	x.problems.set(r.String(), x.podProblems(f))
 	x.rename(r, f, m)
 	x.readdress(r, f, m)
+	awaited := !m.exact && f.node != "" && !f.hostNetwork && len(f.addrs) == 0 && !f.life.ended && f.life.asked == 0
+	x.births.set(r.pod.Node, r.key, awaited, m.now)
 	r.seen = m.now
 }
 
@@ -61,6 +63,9 @@ func (x *Index) removePod(r *podRecord, m moment) {
 		x.leave(r, a, m)
 	}
 	x.leaveNode(r, m)
+	if r.pod != nil {
+		x.births.set(r.pod.Node, r.key, false, m.now)
+	}
 	x.owners.forget(r)
 	if r.pod != nil {
 		x.identities.lose(r.pod, m.now)

@@ -22,12 +22,16 @@ type judged struct {
 	addrs    map[netip.Addr]policy.End
 }
 
+// rememberedDecisions are as many as a processor's cache holds: in a table of
+// many different connections, looking farther costs more than deciding again.
+const rememberedDecisions = 1 << 14
+
 // judge compiles the policies of objects.
 func judge(o *kube.Snapshot) (*judged, error) {
 	j := &judged{
 		Snapshot: o, pods: make(map[string]*corev1.Pod, len(o.Pods)), ended: make(map[string]bool), addrs: make(map[netip.Addr]policy.End),
 	}
-	options := policy.Options{Policies: o.Policies, Namespaces: make(map[string]map[string]string)}
+	options := policy.Options{Policies: o.Policies, Namespaces: make(map[string]map[string]string), CacheEntries: rememberedDecisions}
 	for _, n := range o.Namespaces {
 		if !slices.Contains(o.Assumed, n.Name) { // whose labels are not known
 			options.Namespaces[n.Name] = n.Labels

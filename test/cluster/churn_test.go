@@ -170,17 +170,18 @@ func (n *tally) add(f *flow.Flow) {
 	}
 }
 
-// TestChurn replaces 200 pods a second; in a soak until they made a million flows.
+// TestChurn replaces 100 pods a second; in a soak 200, until they made a
+// million flows.
 func TestChurn(t *testing.T) {
-	pods := 1000
+	pods, rate := 500, 100
 	if soak() {
-		pods = 52_000
+		pods, rate = 52_000, 200
 	}
 	c := newChurn(t, 20)
 	began := time.Now()
 	var group errgroup.Group
 	group.SetLimit(addresses)
-	tick := time.NewTicker(time.Second / 200)
+	tick := time.NewTicker(time.Second / time.Duration(rate))
 	defer tick.Stop()
 	for number := range pods {
 		<-tick.C

@@ -172,8 +172,9 @@ func (c *Cluster) Plane() *netlab.Namespace { return c.plane.ns }
 // Admin is the kubeconfig of a user who may do everything.
 func (c *Cluster) Admin() string { return c.plane.admin }
 
-// AuditLog is a file with the requests of service accounts, one a line.
-func (c *Cluster) AuditLog() string { return c.plane.auditLog() }
+// AuditLog is a file with the requests of service accounts, one a line, to the
+// API server before it was stopped for the first time.
+func (c *Cluster) AuditLog() string { return c.plane.auditLog(1) }
 
 // StopAPI ends the API server at once, as a crash does. What is in etcd stays.
 func (c *Cluster) StopAPI() error { return c.plane.processes["kube-apiserver"].Kill() }

@@ -3,7 +3,6 @@ package cluster_test
 import (
 	"net/netip"
 	"testing"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -39,7 +38,6 @@ spec:
 // TestOtherEnds: ends that are no pod of a Deployment.
 func TestOtherEnds(t *testing.T) {
 	namespace(t, "ends")
-	since := time.Now()
 	must(t, lab.Apply(t.Context(), ends))
 	_, err := lab.Kubectl(t.Context(), "", "-n", "ends", "create", "job", "tonight", "--from=cronjob/nightly")
 	must(t, err)
@@ -70,7 +68,7 @@ func TestOtherEnds(t *testing.T) {
 	talk(outside, ledger.End{Addr: outsideAddr, Pod: "outside"}, nodePort, ledger.Deed{Port: 8080, Service: "ends/server"})
 	// A Job's pod, and the pod that has its address when it has completed.
 	talk(job, ledger.End{Addr: job.IPv4, Pod: job.Key.String(), Workload: "CronJob/nightly", Node: "node1"}, direct, ledger.Deed{Port: 8081})
-	time.Sleep(1100 * time.Millisecond) // the API's times have whole seconds: within one, nobody could tell
+	newSecond()
 	must(t, lab.Complete(t.Context(), job))
 	heir := barePod(t, "ends", "heir", "node1")
 	if heir.IPv4 != job.IPv4 {
@@ -80,7 +78,7 @@ func TestOtherEnds(t *testing.T) {
 	// The API server, which is no pod and no node.
 	deeds = append(deeds, askAPI(t, heir))
 
-	compare(t, "ends", since, deeds)
+	compare(t, "ends", deeds)
 }
 
 // askAPI connects to the API server's Service.

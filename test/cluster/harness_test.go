@@ -76,7 +76,14 @@ func namespace(t *testing.T, name string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := namespaces.Delete(lab.ctx, name, metav1.DeleteOptions{}); err != nil {
+		now := int64(0)
+		err := errors.Join(namespaces.Delete(lab.ctx, name, metav1.DeleteOptions{}),
+			lab.Client.CoreV1().Pods(name).DeleteCollection(lab.ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{}))
+		if err != nil {
+			t.Error(err)
+		}
+		// Their addresses are free for the next test then.
+		if _, err := lab.Running(lab.ctx, name, "", 0); err != nil {
 			t.Error(err)
 		}
 	})

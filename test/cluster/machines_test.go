@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -70,7 +69,6 @@ func TestContainers(t *testing.T) {
 	must(t, lab.NamespaceReady(t.Context(), "real"))
 	must(t, os.WriteFile(filepath.Join(nodes[0].StaticPods(), "static.yaml"), []byte(staticPod), 0o600))
 
-	since := time.Now()
 	server, client, static := container(t, "server"), container(t, "client"), container(t, "static")
 	must(t, lab.enforcer.Sync(t.Context()))
 	var deeds []ledger.Deed
@@ -106,7 +104,7 @@ func TestContainers(t *testing.T) {
 	}
 	must(t, lab.enforcer.Sync(t.Context()))
 	talk()
-	compare(t, "real", since, deeds)
+	compare(t, "real", deeds)
 }
 
 // machines are two nodes with a kubelet and an agent.

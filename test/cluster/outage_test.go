@@ -13,8 +13,7 @@ import (
 // TestTheAPIServerIsAway: no flow is lost and none is named wrongly, a gap says
 // since when names may be old, and what is new afterwards is named.
 func TestTheAPIServerIsAway(t *testing.T) {
-	s := openShop(t)
-	since := time.Now()
+	s := openShop(t, "outage-shop")
 	deeds, err := s.Act(t.Context())
 	must(t, err)
 
@@ -30,13 +29,14 @@ func TestTheAPIServerIsAway(t *testing.T) {
 	deeds = append(deeds, more...)
 
 	deeds = append(deeds, replaced(t, s)...)
-	compare(t, shop.Namespace, since, deeds)
+	compare(t, s.Namespace, deeds)
 	gaps(t)
 }
 
 // replaced replaces a pod, and lets the new one talk.
 func replaced(t *testing.T, s *shop.Shop) []ledger.Deed {
 	t.Helper()
+	newSecond()
 	must(t, s.Replace(t.Context(), lab.Cluster, lab.enforcer, "web"))
 	deeds, err := s.Act(t.Context())
 	must(t, err)

@@ -45,6 +45,7 @@ type plane struct {
 	client    *kubernetes.Clientset
 
 	processes map[string]*process.Process
+	runs      int // of the API server
 }
 
 // newPlane makes the namespace and the credentials.
@@ -123,10 +124,15 @@ rules:
   - {level: None}
 `
 
-func (p *plane) auditLog() string { return filepath.Join(p.dir, "audit.log") }
+// auditLog is that of one of the API server's runs. A server that has just
+// started refuses what its roles allow, until it has read them.
+func (p *plane) auditLog(run int) string {
+	return filepath.Join(p.dir, fmt.Sprintf("audit-%d.log", run))
+}
 
 func (p *plane) startAPI(ctx context.Context) error {
 	file := p.authority.path
+	p.runs++
 	if err := os.WriteFile(filepath.Join(p.dir, "audit.yaml"), []byte(audit), 0o600); err != nil {
 		return fmt.Errorf("write the audit policy: %w", err)
 	}
@@ -139,7 +145,7 @@ func (p *plane) startAPI(ctx context.Context) error {
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+file(accountsPub),
 		"--service-account-signing-key-file="+file(accountsKey),
 		"--service-cluster-ip-range="+serviceCIDRs, "--allow-privileged=true", "--profiling=false",
-		"--audit-policy-file="+filepath.Join(p.dir, "audit.yaml"), "--audit-log-path="+p.auditLog())
+		"--audit-policy-file="+filepath.Join(p.dir, "audit.yaml"), "--audit-log-path="+p.auditLog(p.runs))
 	if err != nil {
 		return err
 	}

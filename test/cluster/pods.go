@@ -49,13 +49,13 @@ func (k *kubelet) sync(ctx context.Context, uid types.UID, pod *corev1.Pod) erro
 	switch {
 	case pod == nil:
 		return k.down(uid)
-	case pod.Annotations[Unmanaged] != "":
-		return nil
 	case pod.DeletionTimestamp != nil:
 		if err := k.down(uid); err != nil {
 			return err
 		}
 		return k.forget(ctx, pod)
+	case pod.Annotations[Unmanaged] != "":
+		return nil
 	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
 		return k.down(uid)
 	}

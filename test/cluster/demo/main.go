@@ -85,7 +85,7 @@ func play(ctx context.Context) (err error) {
 // act opens the shop, makes its traffic, and holds the answers against it.
 func act(ctx context.Context, c *cluster.Cluster, e *enforce.Enforcer, p *product.Product) error {
 	fmt.Println("Opening a shop: Deployments, a StatefulSet, a DaemonSet, Services, and policies: only api may reach db, and probes its metrics …")
-	s, err := shop.Open(ctx, c, e)
+	s, err := shop.Open(ctx, c, e, "shop")
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func act(ctx context.Context, c *cluster.Cluster, e *enforce.Enforcer, p *produc
 	}
 	const answerBy = 30 * time.Second
 	if err := p.Until(ctx, answerBy, "the answers to agree with what was done", func() error {
-		flows, err := p.Flows(ctx, "-n", shop.Namespace, "--verdict", "allowed,denied,unanswered,unknown")
+		flows, err := p.Flows(ctx, "-n", s.Namespace, "--verdict", "allowed,denied,unanswered,unknown")
 		if err != nil {
 			return err
 		}

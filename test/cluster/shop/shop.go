@@ -21,33 +21,31 @@ import (
 //go:embed shop.yaml
 var manifests string
 
-// Namespace is where the shop is.
-const Namespace = "shop"
-
 // Payload is how many bytes a connection sends each way.
 const Payload = 4096
 
 // Shop is the application, ready.
 type Shop struct {
+	Namespace            string
 	DB, API, Web, Report *cluster.Pod
 	Probe                map[string]*cluster.Pod // by node
 	DBService            map[bool]netip.Addr     // by whether it is IPv6
 	APIService           netip.Addr
 }
 
-// Open creates the shop and waits until its pods run, its Services lead to
-// them, and its policies are enforced.
-func Open(ctx context.Context, c *cluster.Cluster, e *enforce.Enforcer) (*Shop, error) {
-	if err := c.Apply(ctx, manifests); err != nil {
+// Open creates the shop in a namespace of its own, and waits until its pods
+// run, its Services lead to them, and its policies are enforced.
+func Open(ctx context.Context, c *cluster.Cluster, e *enforce.Enforcer, namespace string) (*Shop, error) {
+	if err := c.Apply(ctx, strings.ReplaceAll(manifests, "NAMESPACE", namespace)); err != nil {
 		return nil, err
 	}
-	s := &Shop{Probe: make(map[string]*cluster.Pod), DBService: make(map[bool]netip.Addr)}
+	s := &Shop{Namespace: namespace, Probe: make(map[string]*cluster.Pod), DBService: make(map[bool]netip.Addr)}
 	for _, app := range []string{"db", "api", "web", "report"} {
 		if err := s.find(ctx, c, app); err != nil {
 			return nil, err
 		}
 	}
-	probes, err := c.Pods(ctx, Namespace, "app=probe", len(c.Nodes))
+	probes, err := c.Pods(ctx, s.Namespace, "app=probe", len(c.Nodes))
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +61,7 @@ func Open(ctx context.Context, c *cluster.Cluster, e *enforce.Enforcer) (*Shop, 
 // Replace deletes an app's pod, and waits until the next one runs.
 func (s *Shop) Replace(ctx context.Context, c *cluster.Cluster, e *enforce.Enforcer, app string) error {
 	pod := s.app(app)
-	if err := c.Client.CoreV1().Pods(Namespace).Delete(ctx, (*pod).Key.Name, metav1.DeleteOptions{}); err != nil {
+	if err := c.Client.CoreV1().Pods(s.Namespace).Delete(ctx, (*pod).Key.Name, metav1.DeleteOptions{}); err != nil {
 		return fmt.Errorf("delete pod %s: %w", (*pod).Key, err)
 	}
 	if err := c.Gone(ctx, *pod); err != nil {
@@ -81,7 +79,7 @@ func (s *Shop) app(name string) **cluster.Pod {
 }
 
 func (s *Shop) find(ctx context.Context, c *cluster.Cluster, app string) error {
-	pods, err := c.Pods(ctx, Namespace, "app="+app, 1)
+	pods, err := c.Pods(ctx, s.Namespace, "app="+app, 1)
 	if err == nil {
 		*s.app(app) = pods[0]
 	}
@@ -90,10 +88,10 @@ func (s *Shop) find(ctx context.Context, c *cluster.Cluster, app string) error {
 
 func (s *Shop) services(ctx context.Context, c *cluster.Cluster) error {
 	for _, name := range []string{"db", "api"} {
-		if err := c.ServiceReady(ctx, Namespace, name, 2); err != nil { // an IPv4 and an IPv6 address
+		if err := c.ServiceReady(ctx, s.Namespace, name, 2); err != nil { // an IPv4 and an IPv6 address
 			return err
 		}
-		service, err := c.Client.CoreV1().Services(Namespace).Get(ctx, name, metav1.GetOptions{})
+		service, err := c.Client.CoreV1().Services(s.Namespace).Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return fmt.Errorf("get Service %s: %w", name, err)
 		}
@@ -127,12 +125,12 @@ type act struct {
 
 func (s *Shop) acts() []act {
 	return []act{
-		{from: s.API, to: s.DB, network: "tcp", port: 3306, through: s.DBService[false], servicePort: 3306, service: "shop/db", times: 3},
-		{from: s.API, to: s.DB, network: "tcp", ipv6: true, port: 3306, through: s.DBService[true], servicePort: 3306, service: "shop/db", times: 2},
-		{from: s.API, to: s.DB, network: "udp", port: 5353, through: s.DBService[false], servicePort: 123, service: "shop/db", times: 2},
+		{from: s.API, to: s.DB, network: "tcp", port: 3306, through: s.DBService[false], servicePort: 3306, service: s.Namespace + "/db", times: 3},
+		{from: s.API, to: s.DB, network: "tcp", ipv6: true, port: 3306, through: s.DBService[true], servicePort: 3306, service: s.Namespace + "/db", times: 2},
+		{from: s.API, to: s.DB, network: "udp", port: 5353, through: s.DBService[false], servicePort: 123, service: s.Namespace + "/db", times: 2},
 		{from: s.API, to: s.DB, network: "tcp", port: 9104, times: 2},
 		{from: s.API, to: s.DB, network: "tcp", ipv6: true, port: 9104, times: 1},
-		{from: s.Web, to: s.API, network: "tcp", port: 8080, through: s.APIService, servicePort: 80, service: "shop/api", times: 2},
+		{from: s.Web, to: s.API, network: "tcp", port: 8080, through: s.APIService, servicePort: 80, service: s.Namespace + "/api", times: 2},
 		{from: s.Web, to: s.API, network: "udp", port: 8080, times: 1},
 		{from: s.Report, to: s.API, network: "tcp", port: 8080, times: 1},
 		{from: s.Probe["node1"], to: s.DB, network: "tcp", port: 9104, times: 1},
