@@ -21,7 +21,7 @@ const (
 	%[2]s AS direction, %[3]s AS verdict, %[4]s AS expected, %[5]s AS assessment, %[8]s AS caveat, %[6]s AS reason, %[7]s AS protocol, k.port, f.source_port,
 	s.ip AS source_ip, s.namespace AS source_namespace, s.pod AS source_pod, s.workload_kind AS source_workload_kind, s.workload AS source_workload, s.node AS source_node,
 	d.ip AS destination_ip, d.namespace AS destination_namespace, d.pod AS destination_pod, d.workload_kind AS destination_workload_kind, d.workload AS destination_workload,
-	d.node AS destination_node, k.service_ip, k.service_port, k.service_namespace, k.service, f.connections,
+	d.node AS destination_node, k.service_ip, k.service_port, k.service_namespace, k.service, k.policies AS policy_refs, f.connections,
 	CASE f.counted WHEN 1 THEN f.packets_sent END AS packets_sent, CASE f.counted WHEN 1 THEN f.bytes_sent END AS bytes_sent,
 	CASE f.counted WHEN 1 THEN f.packets_received END AS packets_received, CASE f.counted WHEN 1 THEN f.bytes_received END AS bytes_received, f.tcp_flags
 	FROM %[1]s.flow f JOIN %[1]s.key k ON f.key = k.id JOIN %[1]s.endpoint s ON k.src = s.id JOIN %[1]s.endpoint d ON k.dst = d.id`

@@ -446,7 +446,7 @@ func questions(t *testing.T, s Fixture) {
 			t.Errorf("%s: %v", q.Name, err)
 			continue
 		}
-		want := map[string]int{"coverage-gaps": 0, "flows-of-address": 2, "nodes": 1}
+		want := map[string]int{"coverage-gaps": 0, "enforcement": 2, "flows-of-address": 2, "nodes": 1}
 		n, ok := want[q.Name]
 		if !ok {
 			n = 1
