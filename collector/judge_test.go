@@ -189,6 +189,46 @@ func TestFlowsAreJudgedByThePoliciesOfTheirTime(t *testing.T) {
 	}
 }
 
+func TestAChangeExcusesOnlyWhatItConcerns(t *testing.T) {
+	other := dbPolicy("web")
+	other.Name, other.Spec.PodSelector.MatchLabels = "other", map[string]string{"role": "queue"}
+	c := newCourt(t, dbPolicy("api"))
+	c.becomes(t, judged, other)
+	if got, want := c.verdict(seen(webAddr, 3306, flow.VerdictAllowed, judged.Add(time.Second))), "denied unenforced shop/db-policy "; got != want {
+		t.Errorf("after the change of another policy: judged %q, want %q", got, want)
+	}
+	for i := range maxStates + 1 {
+		other.Spec.PodSelector.MatchLabels = map[string]string{"role": fmt.Sprint(i)}
+		c.becomes(t, judged.Add(time.Duration(i+1)*time.Millisecond), other)
+	}
+	if got, want := c.verdict(seen(webAddr, 3306, flow.VerdictAllowed, judged.Add(time.Second))), "denied unknown recent-change shop/db-policy "; got != want {
+		t.Errorf("after very many changes: judged %q, want %q", got, want)
+	}
+}
+
+func TestANewPodExcuses(t *testing.T) {
+	lateAddr := netip.MustParseAddr("10.1.0.9")
+	for name, becomes := range map[string]*corev1.Pod{"a pod that begins": shopPod("late", lateAddr), "labels that change": shopPod("web", webAddr)} {
+		c := newCourt(t, dbPolicy("api"))
+		becomes.Labels["more"] = "x"
+		began := metav1.NewTime(judged)
+		becomes.Status.StartTime = &began
+		pods := []*corev1.Pod{shopPod("api", apiAddr), shopPod("db", dbAddr), becomes}
+		c.index.Replace(&kube.Objects{
+			Namespaces: []*corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}}, Pods: pods, Policies: []*networkingv1.NetworkPolicy{dbPolicy("api")},
+		}, judged)
+		addr := netip.MustParseAddr(becomes.Status.PodIPs[0].IP)
+		for after, want := range map[time.Duration]string{
+			10 * time.Second: "denied unknown recent-change shop/db-policy ",
+			2 * time.Minute:  "denied unenforced shop/db-policy ",
+		} {
+			if got := c.verdict(seen(addr, 3306, flow.VerdictAllowed, judged.Add(after))); got != want {
+				t.Errorf("%s, %s after it: judged %q, want %q", name, after, got, want)
+			}
+		}
+	}
+}
+
 func TestAnotherKindOfPolicyExcuses(t *testing.T) {
 	c := newCourt(t, dbPolicy("api"))
 	c.otherPolicies = func() bool { return true }
