@@ -5,6 +5,9 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 GO       ?= go
 TOOL     := $(GO) tool -modfile=tools/go.mod
+# Today's ClickHouse as a library, for tests: 560 MB, kept outside of the tree.
+CHDB     := 26.5.3
+LIBCHDB  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/flowaudit/chdb-$(CHDB)/libchdb.so
 SOURCES  := $(shell find . -name '*.go' -not -path './tools/*') go.mod go.sum
 
 .PHONY: help
@@ -34,9 +37,9 @@ demo-cluster: need-kernel need-build need-cluster ## Show the same on a real Kub
 	@cd test/cluster && $(GO) build -o ../../$(BIN)/demo-cluster ./demo && ../../$(BIN)/demo-cluster
 
 .PHONY: test
-test: need-kernel need-build need-cluster ## Run all tests, with the race detector, on the real kernel and a real Kubernetes (root)
+test: need-kernel need-build need-clickhouse need-cluster ## Run all tests, with the race detector, on the real kernel and a real Kubernetes (root)
 	$(GO) vet ./...
-	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
+	FLOWAUDIT_LIBCHDB=$(LIBCHDB) CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
 	cd test/cluster && $(GO) vet ./...
 	cd test/cluster && CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m -p 1 ./...
 
@@ -75,7 +78,7 @@ define need
 
 endef
 
-.PHONY: need-build need-kernel need-bench need-cluster
+.PHONY: need-build need-kernel need-bench need-clickhouse need-npm need-cluster
 need-build:
 	$(call need,gcc,gcc)
 	$(call need,g++,g++)
@@ -89,6 +92,19 @@ need-kernel:
 # Kubernetes is built once, which takes minutes.
 need-cluster:
 	@cd test/cluster && $(GO) run ./prepare
+
+# The tests start servers of their own: the package's is not to run.
+need-clickhouse:
+	@command -v clickhouse-server >/dev/null 2>&1 || test -x /usr/sbin/clickhouse-server || { echo "installing the Debian package clickhouse-server, to test the store on it"; \
+	  if [ "$$(id -u)" != 0 ]; then echo "that needs root: sudo apt-get install clickhouse-server" >&2; exit 1; fi; \
+	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends clickhouse-server >/dev/null; }
+
+	@test -e $(LIBCHDB) || { $(MAKE) --no-print-directory need-npm && echo "fetching libchdb $(CHDB) with npm, to test the store on today's ClickHouse" && \
+	  mkdir -p $(dir $(LIBCHDB)) && cd $(dir $(LIBCHDB)) && npm pack --silent @chdb/lib-linux-x64-gnu@$(CHDB) >/dev/null && \
+	  tar xzf *.tgz --strip-components=1 package/libchdb.so && rm *.tgz; }
+
+need-npm:
+	$(call need,npm,npm)
 
 need-bench:
 	$(call need,conntrack,conntrack)

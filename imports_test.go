@@ -76,17 +76,20 @@ var mayImport = map[string][]string{
 	"agent/tap":                  {"flow", "agent/nlmsg", "agent/nftable", "agent/nflog", "agent/conntrack"},
 	"agent":                      {"flow", "kube", "agent/calico", "agent/felix", "agent/follow", "agent/hubble", "agent/kmsg", "agent/policylog", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "agent/nflog", "agent/conntrack", "agent/tap"},
 	"collector/store":            {"flow"},
+	"collector/store/columns":    {"flow"},
 	"collector/store/storetest":  {"flow", "queries", "collector/store"},
-	"collector/store/duckdb":     {"flow", "queries", "collector/store"},
+	"collector/store/duckdb":     {"flow", "queries", "collector/store", "collector/store/columns"},
+	"collector/store/clickhouse": {"flow", "queries", "collector/store", "collector/store/columns"},
 	"collector":                  {"flow", "kube", "policy", "queries", "proto/flowaudit/v1", "collector/store"},
 	"cmd/flowaudit-agent":        {"flow", "agent", "agent/nflog", "proto/zstd", "proto/flowaudit/v1"},
-	"cmd/flowaudit-collector":    {"collector", "collector/store/duckdb", "proto/zstd", "proto/flowaudit/v1"},
+	"cmd/flowaudit-collector":    {"collector", "collector/store", "collector/store/clickhouse", "collector/store/duckdb", "proto/zstd", "proto/flowaudit/v1"},
 	"cmd/flowaudit":              {"flow", "kube", "policy", "policy/history", "policy/lint", "policy/replay", "policy/suggest", "policy/unused", "queries", "proto/dial", "proto/zstd", "proto/flowaudit/v1"},
 	"test/netlab":                {},
 	"test/netlab/traffic":        {},
 	"demo":                       {"flow", "test/netlab", "test/netlab/traffic"},
 	"bench":                      {"flow", "queries", "agent", "agent/nlmsg", "agent/nflog", "agent/conntrack", "collector", "collector/store", "collector/store/storetest", "collector/store/duckdb", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "test/netlab"},
 	"test/kernel":                {},
+	"test/chdb":                  {},
 }
 
 func TestImportsRunOneWay(t *testing.T) {

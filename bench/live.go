@@ -6,34 +6,11 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/flowaudit/flowaudit/test/netlab"
 )
-
-// benchDecode runs the decoders' own benchmarks.
-func benchDecode(ctx context.Context, _ options) ([]result, error) {
-	out, err := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "Decode", "-benchmem", "./agent/nflog", "./agent/conntrack").CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("run benchmarks: %w: %s", err, out)
-	}
-	var all []result
-	source := ""
-	for _, line := range strings.Split(string(out), "\n") {
-		f := strings.Fields(line)
-		switch {
-		case len(f) == 2 && f[0] == "pkg:":
-			source = filepath.Base(f[1])
-		case len(f) >= 8 && strings.HasPrefix(f[0], "Benchmark"):
-			name, _, _ := strings.Cut(strings.TrimPrefix(f[0], "BenchmarkDecode"), "-")
-			all = append(all, result{"decode one " + source + " message " + strings.TrimPrefix(name, "/"), "flowaudit", []string{f[2] + " ns", f[6] + " allocations"}})
-		}
-	}
-	return all, nil
-}
 
 // lab is a node with a sending pod, and a silent one.
 type lab struct {

@@ -3,7 +3,6 @@ package collector
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"time"
@@ -22,10 +21,10 @@ import (
 // Options configure a collector.
 type Options struct {
 	Listen    ListenOptions
-	Cluster   string        // whose objects these are; flows of another cluster are stored as they come
-	Manifests string        // directory of cluster objects; empty for none
-	Access    kube.Access   // to the API server, if one is to be asked
-	Retain    time.Duration // how long flows are kept; 0 keeps them all
+	Cluster   string      // whose objects these are; flows of another cluster are stored as they come
+	Manifests string      // directory of cluster objects; empty for none
+	Access    kube.Access // to the API server, if one is to be asked
+	Retain    Retain
 	Version   string
 	Log       *slog.Logger
 	// Store keeps the flows. Run closes it.
@@ -36,8 +35,8 @@ type Options struct {
 
 // Validate names the first option that cannot work.
 func (o *Options) Validate() error {
-	if o.Retain < 0 {
-		return fmt.Errorf("--retain %s: a time to keep flows cannot be negative", o.Retain)
+	if err := o.Retain.validate(); err != nil {
+		return err
 	}
 	if err := o.Access.Validate(o.Manifests); err != nil {
 		return err
@@ -47,7 +46,6 @@ func (o *Options) Validate() error {
 
 const (
 	maxMessage       = 16 << 20
-	retainInterval   = time.Minute
 	shutdownDeadline = 10 * time.Second
 )
 
@@ -230,32 +228,6 @@ func stop(server *grpc.Server) {
 	timer := time.AfterFunc(time.Second, server.Stop)
 	defer timer.Stop()
 	server.GracefulStop()
-}
-
-// retain deletes what is older than it may be.
-func (c *collector) retain(ctx context.Context) error {
-	if c.Retain == 0 {
-		<-ctx.Done()
-		return nil
-	}
-	ticker := time.NewTicker(retainInterval)
-	defer ticker.Stop()
-	for {
-		freed, err := c.Store.Retain(ctx, time.Now().Add(-c.Retain))
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			c.Log.Error("old flows were not deleted", "error", err)
-		case freed > 0:
-			c.Log.Info("old flows deleted", "bytes", freed)
-		}
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
 }
 
 func (c *collector) status(ctx context.Context) (*flowauditv1.StatusResponse, error) {

@@ -93,10 +93,17 @@ func TestOverTheEmbeddedStore(t *testing.T) {
 type retainer struct {
 	memory
 	before []time.Time
+	denied []time.Time
+	edges  []time.Time
 }
 
-func (r *retainer) Retain(_ context.Context, before time.Time) (int64, error) {
-	r.before = append(r.before, before)
+func (r *retainer) RetainEdges(_ context.Context, before time.Time) (int64, error) {
+	r.edges = append(r.edges, before)
+	return 0, nil
+}
+
+func (r *retainer) Retain(_ context.Context, keep store.Retention) (int64, error) {
+	r.before, r.denied = append(r.before, keep.Since), append(r.denied, keep.DeniedSince())
 	if len(r.before) == 2 {
 		return 0, errDisk
 	}
@@ -111,7 +118,7 @@ func TestOldFlowsAreDeletedAgainAndAgain(t *testing.T) {
 	}{{time.Hour, 4}, {0, 0}} {
 		synctest.Test(t, func(t *testing.T) {
 			s := &retainer{}
-			c, err := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Retain: test.retain})
+			c, err := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Retain: Retain{Flows: test.retain, Denied: 3 * test.retain, Edges: 2 * test.retain}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -121,12 +128,18 @@ func TestOldFlowsAreDeletedAgainAndAgain(t *testing.T) {
 			if err := c.retain(ctx); err != nil {
 				t.Fatal(err)
 			}
+			if len(s.edges) != test.want {
+				t.Errorf("edges deleted %d times, want %d", len(s.edges), test.want)
+			}
 			if len(s.before) != test.want {
 				t.Fatalf("deleted %d times, want %d", len(s.before), test.want)
 			}
 			for i, before := range s.before {
 				if want := began.Add(time.Duration(i)*retainInterval - test.retain); !before.Equal(want) {
 					t.Errorf("deleted what is older than %s, want %s", before, want)
+				}
+				if denied, edges := s.denied[i], s.edges[i]; !denied.Equal(before.Add(-2*test.retain)) || !edges.Equal(before.Add(-test.retain)) {
+					t.Errorf("refused flows older than %s and edges older than %s were deleted", denied, edges)
 				}
 			}
 		})

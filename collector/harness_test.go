@@ -28,6 +28,9 @@ type memory struct {
 	onFlows   func()                           // after the flows to give were chosen
 	rows      store.Rows
 	queryErr  error
+	sqlHangs  bool
+	sql       string
+	sqlRows   int
 	flowsErr  error
 	recordErr error         // guarded by mu
 	coverage  flow.Coverage // Since and Until are the question's
@@ -123,6 +126,15 @@ func (m *memory) Count(_ context.Context, filter flow.Filter) (flows, connection
 }
 
 func (m *memory) Query(context.Context, string, map[string]string) (store.Rows, error) {
+	return m.rows, m.queryErr
+}
+
+func (m *memory) SQL(ctx context.Context, text string, maxRows int) (store.Rows, error) {
+	if m.sqlHangs {
+		<-ctx.Done()
+		return store.Rows{}, ctx.Err()
+	}
+	m.sql, m.sqlRows = text, maxRows
 	return m.rows, m.queryErr
 }
 

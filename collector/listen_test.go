@@ -57,7 +57,7 @@ func TestListenOptions(t *testing.T) {
 			t.Errorf("%+v: %v; want %q", test.options, err, test.want)
 		}
 	}
-	if err := (&Options{Listen: ListenOptions{Address: "unix:x"}, Retain: -1}).Validate(); err == nil || !strings.Contains(err.Error(), "--retain") {
+	if err := (&Options{Listen: ListenOptions{Address: "unix:x"}, Retain: Retain{Flows: -1}}).Validate(); err == nil || !strings.Contains(err.Error(), "--retain") {
 		t.Errorf("a negative time to keep flows: %v", err)
 	}
 }

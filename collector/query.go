@@ -3,14 +3,11 @@ package collector
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
@@ -178,81 +175,14 @@ func coverageOf(gaps []flow.Gap) flow.Coverage {
 	return c
 }
 
-// Run implements the Query service.
-func (q *query) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunServer) error {
-	now := time.Now()
-	since, err := sinceOf(req, now)
-	if err != nil {
-		return invalidArgument(err)
-	}
-	rows, err := q.store.Query(stream.Context(), req.GetName(), req.GetArguments())
-	if err != nil {
-		return storeError("answer "+req.GetName(), err)
-	}
-	response := &flowauditv1.RunResponse{Columns: rows.Columns}
-	for _, r := range rows.Rows {
-		list, err := values(r)
-		if err != nil {
-			return status.Errorf(codes.Internal, "answer %s: %v", req.GetName(), err)
-		}
-		response.Rows = append(response.Rows, list)
-		if len(response.Rows) == answerFlows {
-			if err := stream.Send(response); err != nil {
-				return err
-			}
-			response = &flowauditv1.RunResponse{}
-		}
-	}
-	if response.Coverage, err = q.coverage(stream.Context(), since, now); err != nil {
-		return err
-	}
-	return stream.Send(response)
-}
-
-// sinceOf is how far back a question looks; zero if it looks at everything.
-func sinceOf(req *flowauditv1.RunRequest, now time.Time) (time.Time, error) {
-	question, err := queries.Find(req.GetName())
-	if err != nil {
-		return time.Time{}, err
-	}
-	bound, err := question.Bind(req.GetArguments(), now)
-	if err != nil {
-		return time.Time{}, err
-	}
-	since, _ := bound["since"].(time.Time) // a question without it looks at everything
-	if since.After(now) {
-		since = now
-	}
-	return since, nil
-}
-
-// values turns a row into its message: times become RFC 3339 in UTC.
-func values(row []any) (*structpb.ListValue, error) {
-	out := &structpb.ListValue{Values: make([]*structpb.Value, len(row))}
-	for i, v := range row {
-		switch x := v.(type) {
-		case time.Time:
-			v = x.UTC().Format(time.RFC3339Nano)
-		case netip.Addr:
-			v = x.String()
-		}
-		value, err := structpb.NewValue(v)
-		if err != nil {
-			return nil, fmt.Errorf("column %d: %w", i, err)
-		}
-		out.Values[i] = value
-	}
-	return out, nil
-}
-
 // List implements the Query service.
 func (q *query) List(context.Context, *flowauditv1.ListRequest) (*flowauditv1.ListResponse, error) {
 	out := &flowauditv1.ListResponse{}
 	for _, known := range queries.All() {
-		question := &flowauditv1.Question{Name: known.Name, Text: known.Text}
+		question := &flowauditv1.Question{Name: known.Name, Text: known.Text, Note: known.Note}
 		for _, a := range known.Args {
 			question.Arguments = append(question.Arguments, &flowauditv1.Argument{
-				Name: a.Name, Type: string(a.Type), Default: a.Default, Required: a.Required,
+				Name: a.Name, Type: string(a.Type), Default: a.Default, Required: a.Required, Text: a.Text, Max: a.Max,
 			})
 		}
 		out.Questions = append(out.Questions, question)

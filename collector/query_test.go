@@ -208,7 +208,7 @@ func TestQuestionsThatCannotBeAnswered(t *testing.T) {
 			{"a port beyond ports", func() error { return look(&flowauditv1.ObserveRequest{Filter: badPort}) }, codes.InvalidArgument, "ports: 70000 is no port"},
 			{"no prefix", func() error { return look(&flowauditv1.ObserveRequest{Filter: badPrefix}) }, codes.InvalidArgument, "10.0.0.0/99"},
 			{"first and last", func() error { return look(&flowauditv1.ObserveRequest{First: 1, Last: 1}) }, codes.InvalidArgument, "first and last exclude each other"},
-			{"unknown question", func() error { return run("no-such", nil) }, codes.InvalidArgument, "there are coverage-gaps, denied-by-namespace"},
+			{"unknown question", func() error { return run("no-such", nil) }, codes.InvalidArgument, "there are assessments, bytes-by-edge"},
 			{"unknown argument", func() error { return run("nodes", map[string]string{"color": "red"}) }, codes.InvalidArgument, `has no argument "color": it has since`},
 			{"bad argument", func() error { return run("nodes", map[string]string{"since": "soon"}) }, codes.InvalidArgument, `argument since of question nodes: "soon" is no time`},
 			{"missing argument", func() error { return run("flows-of-address", nil) }, codes.InvalidArgument, `needs argument "address"`},
@@ -318,6 +318,40 @@ func TestListNamesTheQuestions(t *testing.T) {
 					t.Errorf("%s: argument %v, want %+v", q.Name, g, a)
 				}
 			}
+		}
+	})
+}
+
+func TestSQL(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &memory{rows: store.Rows{Columns: []string{"a", "b", "c", "d", "e"}, Rows: [][]any{{nil, int64(5), 0.5, true, time.UnixMilli(0)}, {"x", nil, nil, nil, nil}}}}
+		c := serve(t, s)
+		defer c.close(t)
+		ask := func(r *flowauditv1.SqlRequest) (*flowauditv1.RunResponse, error) {
+			stream, err := c.query().Sql(t.Context(), r)
+			if err != nil {
+				return nil, err
+			}
+			return stream.Recv()
+		}
+		m, err := ask(&flowauditv1.SqlRequest{Query: "SELECT 1", MaxRows: 9})
+		if err != nil || !slices.Equal(m.GetTypes(), []string{"string", "int", "float", "bool", "time"}) || len(m.GetRows()) != 2 || m.GetCoverage() != nil {
+			t.Errorf("%v, %v", m, err)
+		}
+		if s.sql != "SELECT 1" || s.sqlRows != 9 {
+			t.Errorf("asked %q for %d rows", s.sql, s.sqlRows)
+		}
+		for rows, want := range map[uint64]int{0: sqlRows, 1 << 60: sqlRows} {
+			if _, err := ask(&flowauditv1.SqlRequest{Query: "SELECT 1", MaxRows: rows}); err != nil || s.sqlRows != want {
+				t.Errorf("%d rows asked for, limit %d, %v", rows, s.sqlRows, err)
+			}
+		}
+		if _, err := ask(&flowauditv1.SqlRequest{Query: strings.Repeat(" ", sqlText+1)}); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("a long text: %v", err)
+		}
+		s.sqlHangs = true
+		if _, err := ask(&flowauditv1.SqlRequest{Query: "SELECT 1"}); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "longer than 30s") {
+			t.Errorf("SQL without an end: %v", err)
 		}
 	})
 }

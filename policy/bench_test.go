@@ -57,19 +57,19 @@ func selectorOf(labels ...string) *metav1.LabelSelector {
 	return s
 }
 
-func named(namespace, name string) metav1.ObjectMeta {
+func meta(namespace, name string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Namespace: namespace, Name: name}
 }
 
 func benchDenyAll(ns string) *networkingv1.NetworkPolicy {
-	return &networkingv1.NetworkPolicy{ObjectMeta: named(ns, "default-deny"), Spec: networkingv1.NetworkPolicySpec{
+	return &networkingv1.NetworkPolicy{ObjectMeta: meta(ns, "default-deny"), Spec: networkingv1.NetworkPolicySpec{
 		PolicyTypes: []networkingv1.PolicyType{"Ingress", "Egress"},
 	}}
 }
 
 func benchDNS(ns string) *networkingv1.NetworkPolicy {
 	port := intstr.FromInt32(53)
-	return &networkingv1.NetworkPolicy{ObjectMeta: named(ns, "dns"), Spec: networkingv1.NetworkPolicySpec{
+	return &networkingv1.NetworkPolicy{ObjectMeta: meta(ns, "dns"), Spec: networkingv1.NetworkPolicySpec{
 		PolicyTypes: []networkingv1.PolicyType{"Egress"},
 		Egress: []networkingv1.NetworkPolicyEgressRule{
 			{Ports: []networkingv1.NetworkPolicyPort{{Protocol: new(corev1.ProtocolUDP), Port: &port}, {Protocol: new(corev1.ProtocolTCP), Port: &port}}},
@@ -80,7 +80,7 @@ func benchDNS(ns string) *networkingv1.NetworkPolicy {
 
 func benchPolicy(n, app int, port int32) *networkingv1.NetworkPolicy {
 	number, http := intstr.FromInt32(port), intstr.FromString("http")
-	return &networkingv1.NetworkPolicy{ObjectMeta: named(fmt.Sprintf("team-%03d", n), fmt.Sprintf("app-%d", app)), Spec: networkingv1.NetworkPolicySpec{
+	return &networkingv1.NetworkPolicy{ObjectMeta: meta(fmt.Sprintf("team-%03d", n), fmt.Sprintf("app-%d", app)), Spec: networkingv1.NetworkPolicySpec{
 		PodSelector: *selectorOf("app", fmt.Sprintf("app-%d", app)),
 		PolicyTypes: []networkingv1.PolicyType{"Ingress"},
 		Ingress: []networkingv1.NetworkPolicyIngressRule{

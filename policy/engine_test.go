@@ -62,7 +62,7 @@ func TestSnapshotsNeverChange(t *testing.T) {
 		for range 8 {
 			h := said{snapshot: e.Snapshot()}
 			for range 10 {
-				c := g.connection(w).asConnection(e.Classes())
+				c := g.connection(w).asConnection(e.Classes(), nil)
 				h.connections = append(h.connections, c)
 				h.explained = append(h.explained, h.snapshot.Explain(c).String())
 			}
@@ -354,7 +354,7 @@ func TestConcurrentUse(t *testing.T) {
 	e := w.engine(t, policy.NewClasses())
 	var connections []*policy.Connection
 	for range 200 {
-		connections = append(connections, g.connection(w).asConnection(e.Classes()))
+		connections = append(connections, g.connection(w).asConnection(e.Classes(), nil))
 	}
 	stop := make(chan struct{})
 	var readers sync.WaitGroup
@@ -400,7 +400,7 @@ func TestReachAgreesWithDecide(t *testing.T) {
 		e := w.engine(t, policy.NewClasses())
 		s := e.Snapshot()
 		for range 5 {
-			c := g.connection(w).asConnection(e.Classes())
+			c := g.connection(w).asConnection(e.Classes(), nil)
 			c.Seen = policy.End{}
 			ranges := s.Reach(&c.Src, &c.Dst)
 			if len(ranges) > 3 {

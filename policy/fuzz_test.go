@@ -42,7 +42,7 @@ func FuzzPolicy(f *testing.F) {
 		for range 30 {
 			c := g.connection(w)
 			c.port = int32(port)
-			connection := c.asConnection(e.Classes())
+			connection := c.asConnection(e.Classes(), nil)
 			connection.Protocol = flow.Protocol(protocol)
 			if c.protocol = strings.ToUpper(connection.Protocol.String()); agree {
 				want, _, _ := reference.decide(c)
@@ -81,7 +81,7 @@ func FuzzProtobuf(f *testing.F) {
 		e.SetPolicy(p)
 		s := e.Snapshot()
 		for range 20 {
-			c := g.connection(w).asConnection(e.Classes())
+			c := g.connection(w).asConnection(e.Classes(), nil)
 			_ = s.Explain(c).String()
 			s.Reach(&c.Src, &c.Dst)
 		}

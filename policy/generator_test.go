@@ -280,14 +280,14 @@ func (p *refPod) asPod() policy.Pod {
 	return out
 }
 
-func (e *refEnd) asEnd(classes *policy.Classes) policy.End {
-	out := policy.End{Node: e.node}
-	for k := flow.EndpointUnknown; k <= flow.EndpointAmbiguous; k++ {
-		if k.String() == e.kind {
-			out.Kind = k
-		}
-	}
-	if e.pod != nil {
+// asEnd describes the end to the engine. A pod's class is that of the
+// snapshot's own pod, if there is a snapshot, else one made for it.
+func (e *refEnd) asEnd(classes *policy.Classes, s *policy.Snapshot) policy.End {
+	out := policy.End{Kind: endpointKinds[e.kind], Node: e.node}
+	switch {
+	case e.pod != nil && s != nil:
+		out.Class, out.Pod = s.Pod(e.pod.namespace, e.pod.name).Class, e.pod.name
+	case e.pod != nil:
 		p := e.pod.asPod()
 		out.Class, out.Pod = classes.Of(&p), p.Name
 	}
@@ -297,13 +297,19 @@ func (e *refEnd) asEnd(classes *policy.Classes) policy.End {
 	return out
 }
 
-func (c *refConnection) asConnection(classes *policy.Classes) *policy.Connection {
-	out := &policy.Connection{Src: c.src.asEnd(classes), Dst: c.dst.asEnd(classes), Port: uint16(c.port), Protocol: 47} // GRE
+var endpointKinds = map[string]flow.EndpointKind{
+	"pod": flow.EndpointPod, "node": flow.EndpointNode, "outside": flow.EndpointOutside,
+	"service": flow.EndpointService, "ambiguous": flow.EndpointAmbiguous, "unknown": flow.EndpointUnknown,
+}
+
+// asConnection describes the connection to the engine; see asEnd.
+func (c *refConnection) asConnection(classes *policy.Classes, s *policy.Snapshot) *policy.Connection {
+	out := &policy.Connection{Src: c.src.asEnd(classes, s), Dst: c.dst.asEnd(classes, s), Port: uint16(c.port), Protocol: 47} // GRE
 	if c.protocol != "GRE" {
 		out.Protocol, _ = flow.ParseProtocol(c.protocol)
 	}
 	if c.seen != nil {
-		out.Seen = c.seen.asEnd(classes)
+		out.Seen = c.seen.asEnd(classes, nil)
 	}
 	return out
 }

@@ -24,7 +24,7 @@ func TestPatchAllowsTheConnection(t *testing.T) {
 		engine := w.engine(t, policy.NewClasses())
 		s := engine.Snapshot()
 		for range 12 {
-			c := g.connection(w).asConnection(engine.Classes())
+			c := g.connection(w).asConnection(engine.Classes(), nil)
 			e := s.Explain(c)
 			if again := s.Explain(c); e.String() != again.String() {
 				t.Fatalf("explained in two ways:\n%s\n%s", e, again)

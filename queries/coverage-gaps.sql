@@ -1,3 +1,4 @@
 -- When could which node not see everything, and why?
 -- arg since since 24h: how far back to look
-SELECT node, source, kind, start_time, end_time, lost, detail FROM gaps WHERE end_time >= $since ORDER BY start_time, node
+-- times start_time, end_time
+SELECT node, source, kind, start_ms AS start_time, end_ms AS end_time, lost, detail FROM gaps WHERE end_ms >= $since ORDER BY start_ms, node, source, kind

@@ -1,10 +1,13 @@
 -- Which namespaces were refused connections, or refused them, and how often?
 -- arg since since 24h: how far back to look
-SELECT source_namespace, destination_namespace, sum(connections)::BIGINT AS connections, count(*)::BIGINT AS pairs, min(first_seen) AS first_seen, max(last_seen) AS last_seen
-FROM (SELECT pair, any_value(source_namespace) AS source_namespace, any_value(destination_namespace) AS destination_namespace,
-             max(connections) AS connections, min(first_seen) AS first_seen, max(last_seen) AS last_seen
-      FROM (SELECT pair, node, any_value(source_namespace) AS source_namespace, any_value(destination_namespace) AS destination_namespace,
-                   sum(connections) AS connections, min(start_time) AS first_seen, max(end_time) AS last_seen
-            FROM flows WHERE verdict = 'denied' AND start_time >= $since GROUP BY pair, node)
-      GROUP BY pair)
-GROUP BY source_namespace, destination_namespace ORDER BY connections DESC, 1, 2
+-- times first_seen, last_seen
+SELECT source_namespace, destination_namespace, sum(refused) AS connections, count(*) AS pairs, min(since_ms) AS first_seen, max(until_ms) AS last_seen
+FROM (
+  -- Two nodes may report one connection: of a pair, the larger side counts.
+  SELECT pair, max(source_namespace) AS source_namespace, max(destination_namespace) AS destination_namespace,
+         max(by_node) AS refused, min(node_since) AS since_ms, max(node_until) AS until_ms
+  FROM (SELECT pair, node, source_namespace, destination_namespace, sum(connections) AS by_node, min(start_ms) AS node_since, max(end_ms) AS node_until
+        FROM flows WHERE verdict = 'denied' AND start_ms >= $since GROUP BY pair, node, source_namespace, destination_namespace)
+  GROUP BY pair
+)
+GROUP BY source_namespace, destination_namespace ORDER BY connections DESC, source_namespace, destination_namespace

@@ -1,4 +1,5 @@
 -- Which nodes have reported, from when to when?
 -- arg since since 24h: how far back to look
-SELECT node, min(start_time) AS first_report, max(end_time) AS last_report, count(*)::BIGINT AS batches FROM coverage WHERE end_time >= $since
+-- times first_report, last_report
+SELECT node, min(start_ms) AS first_report, max(end_ms) AS last_report, count(*) AS batches FROM coverage WHERE end_ms >= $since
 GROUP BY node ORDER BY node

@@ -33,15 +33,58 @@ type Argument struct {
 	Default  string
 	Required bool
 	Text     string
+	Max      int64 // of an Int; 0 for any
 }
 
 // Question is a named query. Its SQL reads the views that every store
-// provides and refers to arguments as $name.
+// provides, and refers to arguments as $name. It is written in what the
+// dialects of all stores have in common: times are Unix milliseconds,
+// ORDER BY names its columns, there is no WITH. What only one dialect has,
+// the others' stores define as macros: intDiv, arrayJoin and splitByChar.
 type Question struct {
-	Name string
-	Text string // one sentence
-	Args []Argument
-	SQL  string
+	Name  string
+	Text  string // one sentence, the question
+	Note  string // what else there is to know; may be empty
+	Args  []Argument
+	Times []string // columns of the answer that are times
+	SQL   string
+}
+
+// Views are what questions read. Every store defines them alike; docs/sql.md
+// lists their columns.
+var views = []string{"flows", "edges", "gaps", "coverage", "changes", "identities", "rules"}
+
+// Views lists the views that every store provides.
+func Views() []string { return slices.Clone(views) }
+
+// Reads reports whether an SQL text reads a view.
+func Reads(sql, view string) bool {
+	for rest := strings.ToLower(sql); ; {
+		i := strings.Index(rest, view)
+		if i < 0 {
+			return false
+		}
+		if before, after := rest[:i], rest[i+len(view):]; !endsInName(before) && !beginsWithName(after) {
+			return true
+		}
+		rest = rest[i+len(view):]
+	}
+}
+
+func isName(c byte) bool { return c == '_' || c >= 'a' && c <= 'z' || c >= '0' && c <= '9' }
+
+func endsInName(s string) bool { return s != "" && isName(s[len(s)-1]) }
+
+func beginsWithName(s string) bool { return s != "" && isName(s[0]) }
+
+// Present turns a row of the answer, whose columns are given, into what people
+// read: times are time.Time in UTC.
+func (q *Question) Present(columns []string, row []any) {
+	for i, name := range columns {
+		if ms, ok := row[i].(int64); ok && slices.Contains(q.Times, name) {
+			row[i] = time.UnixMilli(ms).UTC()
+		}
+	}
 }
 
 // All returns the questions by name.
@@ -73,8 +116,9 @@ func Find(name string) (Question, error) {
 	return Question{}, fmt.Errorf("no question %q: there are %s", name, strings.Join(names, ", "))
 }
 
-// parse reads a file: comment lines with the question's sentence, then one
-// for each argument as "-- arg NAME TYPE [DEFAULT]: text", then the SQL.
+// parse reads a file: comment lines with the question's sentence and what else
+// there is to know, one for each argument as "-- arg NAME TYPE [DEFAULT]: text",
+// one as "-- times COLUMN, …" with the columns that are times, then the SQL.
 func parse(name, file string) (Question, error) {
 	q := Question{Name: name}
 	lines := bufio.NewScanner(strings.NewReader(file))
@@ -90,6 +134,10 @@ func parse(name, file string) (Question, error) {
 				return q, fmt.Errorf("read question %s: %w", name, err)
 			}
 			q.Args = append(q.Args, a)
+		case strings.HasPrefix(comment, "times "):
+			q.Times = strings.Split(strings.TrimPrefix(comment, "times "), ", ")
+		case strings.HasSuffix(q.Text, "?"):
+			q.Note = strings.TrimSpace(q.Note + " " + comment)
 		default:
 			q.Text = strings.TrimSpace(q.Text + " " + comment)
 		}
@@ -110,6 +158,13 @@ func parseArgument(s string) (Argument, error) {
 	a := Argument{Name: fields[0], Type: Type(fields[1]), Required: len(fields) == 2, Text: text}
 	if !a.Required {
 		a.Default = strings.Trim(fields[2], `"`)
+	}
+	if bounded, limit, is := strings.Cut(fields[1], "<="); is {
+		a.Type = Type(bounded)
+		var err error
+		if a.Max, err = strconv.ParseInt(limit, 10, 64); err != nil || a.Type != Int {
+			return a, fmt.Errorf("argument %s: %q is no bounded int", a.Name, fields[1])
+		}
 	}
 	if !slices.Contains([]Type{String, Int, Since, Address}, a.Type) {
 		return a, fmt.Errorf("argument %s: unknown type %q", a.Name, a.Type)
@@ -160,6 +215,9 @@ func (a *Argument) value(text string, now time.Time) (any, error) {
 		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || n < 1 {
 			return nil, fmt.Errorf("%q is no whole number from 1", text)
+		}
+		if a.Max > 0 && n > a.Max {
+			return nil, fmt.Errorf("%d is more than %d, the most that this question can", n, a.Max)
 		}
 		return n, nil
 	case Since:

@@ -45,7 +45,7 @@ func TestEveryFileIsAQuestion(t *testing.T) {
 					t.Errorf("argument %s is not explained", a.Name)
 				}
 				// Coverage is told over the time that this argument names.
-				if a.Type == Since && a.Name != "since" {
+				if a.Type == Since && a.Name != "since" && a.Name != "until" {
 					t.Errorf("argument %s: how far a question looks back is called since", a.Name)
 				}
 			}
@@ -66,7 +66,7 @@ func TestFind(t *testing.T) {
 	if q, err := Find("nodes"); err != nil || q.Name != "nodes" {
 		t.Errorf("found %q, %v", q.Name, err)
 	}
-	if _, err := Find("nods"); err == nil || !strings.HasPrefix(err.Error(), `no question "nods": there are coverage-gaps, `) {
+	if _, err := Find("nods"); err == nil || !strings.HasPrefix(err.Error(), `no question "nods": there are assessments, bytes-by-edge, `) {
 		t.Errorf("error %v, want one that lists what there is", err)
 	}
 }
@@ -92,6 +92,7 @@ func TestParse(t *testing.T) {
 		"-- Who?\n-- arg n int\nSELECT 1":        "want NAME TYPE [DEFAULT]: text",
 		"-- Who?\n-- arg n: text\nSELECT 1":      "want NAME TYPE [DEFAULT]: text",
 		"-- Who?\n-- arg n int 1 2: t\nSELECT 1": "want NAME TYPE [DEFAULT]: text",
+		"-- Who?\n-- arg n int<=x: t\nSELECT 1":  `"int<=x" is no bounded int`,
 		"-- Who?\n-- arg n float: t\nSELECT 1":   `unknown type "float"`,
 	} {
 		if _, err := parse("x", file); err == nil || !strings.Contains(err.Error(), "read question x: ") || !strings.Contains(err.Error(), want) {
@@ -106,24 +107,26 @@ func TestBind(t *testing.T) {
 		{Name: "limit", Type: Int, Default: "20"},
 		{Name: "name", Type: String},
 		{Name: "address", Type: Address, Required: true, Text: "the IP address"},
+		{Name: "hops", Type: Int, Default: "1", Max: 3},
 	}}
 	for _, test := range []struct {
 		given map[string]string
 		want  map[string]any
 		err   string
 	}{
-		{given: map[string]string{"address": "10.0.0.1"}, want: map[string]any{"since": now.Add(-24 * time.Hour), "limit": int64(20), "name": "", "address": "10.0.0.1"}},
+		{given: map[string]string{"address": "10.0.0.1"}, want: map[string]any{"since": now.Add(-24 * time.Hour), "limit": int64(20), "name": "", "address": "10.0.0.1", "hops": int64(1)}},
 		{
-			given: map[string]string{"address": "::ffff:10.0.0.1", "limit": "3", "name": "it's; --", "since": "2026-03-01"},
-			want:  map[string]any{"since": time.Date(2026, 3, 1, 0, 0, 0, 0, now.Location()), "limit": int64(3), "name": "it's; --", "address": "10.0.0.1"},
+			given: map[string]string{"address": "::ffff:10.0.0.1", "hops": "3", "limit": "3", "name": "it's; --", "since": "2026-03-01"},
+			want:  map[string]any{"since": time.Date(2026, 3, 1, 0, 0, 0, 0, now.Location()), "limit": int64(3), "name": "it's; --", "address": "10.0.0.1", "hops": int64(3)},
 		},
 		{given: nil, err: `question x needs argument "address": the IP address`},
 		{given: map[string]string{"address": "db"}, err: `argument address of question x: "db" is no IP address`},
 		{given: map[string]string{"address": "::1", "limit": "1.5"}, err: `argument limit of question x: "1.5" is no whole number`},
 		{given: map[string]string{"address": "::1", "limit": "-3"}, err: `argument limit of question x: "-3" is no whole number from 1`},
 		{given: map[string]string{"address": "::1", "limit": "0"}, err: `argument limit of question x: "0" is no whole number from 1`},
+		{given: map[string]string{"address": "::1", "hops": "4"}, err: `argument hops of question x: 4 is more than 3`},
 		{given: map[string]string{"address": "::1", "since": "soon"}, err: `argument since of question x: "soon" is no time`},
-		{given: map[string]string{"address": "::1", "Limit": "1"}, err: `question x has no argument "Limit": it has since, limit, name, address`},
+		{given: map[string]string{"address": "::1", "Limit": "1"}, err: `question x has no argument "Limit": it has since, limit, name, address, hops`},
 	} {
 		got, err := q.Bind(test.given, now)
 		if test.err != "" {
@@ -169,5 +172,25 @@ func TestParseSince(t *testing.T) {
 		if got, err := ParseSince(text, now); err == nil || !strings.Contains(err.Error(), "5m, 2h or 7d") {
 			t.Errorf("%q: %s, %v; want an error that says what would do", text, got, err)
 		}
+	}
+}
+
+func TestReads(t *testing.T) {
+	for text, want := range map[string]bool{
+		"SELECT 1 FROM edges": true, "select 1 from EDGES)": true, "SELECT 1 FROM (SELECT 2 FROM a) JOIN edges e": true, "edges": true,
+		"SELECT bytes_edges FROM flows": false, "SELECT 1 FROM edges2": false, "SELECT my_edges, edges_x FROM edges": true, "": false,
+	} {
+		if got := Reads(text, "edges"); got != want {
+			t.Errorf("%q: %t", text, got)
+		}
+	}
+}
+
+func TestPresent(t *testing.T) {
+	q := Question{Times: []string{"seen", "never"}}
+	row := []any{int64(1700000000123), int64(5), nil}
+	q.Present([]string{"seen", "n", "never"}, row)
+	if want := time.UnixMilli(1700000000123).UTC(); row[0] != want || row[1] != int64(5) || row[2] != nil {
+		t.Errorf("row %v", row)
 	}
 }

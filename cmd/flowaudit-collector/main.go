@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,6 +19,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/flowaudit/flowaudit/collector"
+	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/collector/store/clickhouse"
 	"github.com/flowaudit/flowaudit/collector/store/duckdb"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 	"github.com/flowaudit/flowaudit/proto/zstd"
@@ -29,7 +32,7 @@ var version = "devel"
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
-	o, db, show, err := parse(args, stdout)
+	o, at, show, err := parse(args, stdout)
 	switch {
 	case errors.Is(err, pflag.ErrHelp):
 		return 0
@@ -41,25 +44,53 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	o.Log = slog.New(slog.NewTextHandler(stderr, nil))
-	db.Logger = o.Log
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends at once
 	zstd.Register()
-	if err := serve(ctx, o, db); err != nil {
+	if err := serve(ctx, o, at); err != nil {
 		fmt.Fprintf(stderr, "flowaudit-collector: %v\n", err)
 		return 1
 	}
 	return 0
 }
 
-func serve(ctx context.Context, o collector.Options, db duckdb.Options) error {
-	s, err := duckdb.Open(ctx, db)
+func serve(ctx context.Context, o collector.Options, place place) error {
+	s, err := place.open(ctx, o.Log)
 	if err != nil {
 		return err
 	}
 	o.Store = s
 	return collector.Run(ctx, o)
+}
+
+// place is where flows are kept: in DuckDB, or in the ClickHouse of a URL.
+type place struct {
+	url   string
+	db    duckdb.Options
+	slice time.Duration // 0 takes the store's
+}
+
+func (p *place) open(ctx context.Context, log *slog.Logger) (store.Store, error) {
+	if p.url != "" {
+		return clickhouse.Open(ctx, clickhouse.Options{URL: p.url, Slice: p.slice, Logger: log})
+	}
+	p.db.Logger, p.db.Slice = log, p.slice
+	return duckdb.Open(ctx, p.db)
+}
+
+// validate names the first flag that cannot work.
+func (p *place) validate() error {
+	scheme, _, isURL := strings.Cut(p.url, "://")
+	switch {
+	case p.url != "" && (!isURL || !slices.Contains([]string{"clickhouse", "tcp", "http", "https"}, scheme)):
+		return errors.New("--store: want a URL such as clickhouse://user:password@host:9000/flowaudit; for a directory, use --data")
+	case p.db.Threads < 0:
+		return fmt.Errorf("--store-threads %d: want a number from 1, or 0 for one a core", p.db.Threads)
+	case p.slice != 0 && p.slice < time.Minute:
+		return fmt.Errorf("--slice %s: want 1m at least", p.slice)
+	}
+	return nil
 }
 
 const usage = `Takes flows from flowaudit-agents, stores them and answers the questions of flowaudit.
@@ -75,48 +106,64 @@ Examples:
   flowaudit-collector --data /var/lib/flowaudit --listen :4245 \
     --tls-cert tls.crt --tls-key tls.key --tls-client-ca ca.crt --retain 30d --in-cluster
 
+  # many collectors, which share a ClickHouse
+  FLOWAUDIT_STORE=clickhouse://flowaudit:…@clickhouse:9440/flowaudit?secure=true \
+    flowaudit-collector --listen :4245 --tls-cert tls.crt --tls-key tls.key --in-cluster
+
 Flags:
 `
 
-func parse(args []string, stdout io.Writer) (o collector.Options, db duckdb.Options, show bool, err error) {
+func parse(args []string, stdout io.Writer) (o collector.Options, at place, show bool, err error) {
 	o.Version = version
 	fs := pflag.NewFlagSet("flowaudit-collector", pflag.ContinueOnError)
 	fs.SortFlags = false
 	fs.Usage = func() { fmt.Fprint(stdout, usage, fs.FlagUsages()) }
-	var retain string
+	var retain, retainDenied, retainEdges, retainSize string
 	fs.StringVar(&o.Listen.Address, "listen", flowauditv1.DefaultAddress, "`address` to listen on, host:port or unix:PATH; beyond loopback TLS is needed")
-	fs.StringVar(&db.Dir, "data", "flowaudit-data", "`directory` of the embedded store")
+	fs.StringVar(&at.db.Dir, "data", "flowaudit-data", "`directory` of the embedded store")
+	fs.StringVar(&at.url, "store", "", "`URL` of a ClickHouse that keeps the flows instead, such as clickhouse://user:password@host:9000/flowaudit (or $FLOWAUDIT_STORE); any number of collectors share it")
 	fs.StringVar(&o.Manifests, "manifests", "", "`directory` of cluster objects as YAML, which name pods and Services; read again when files change")
 	o.Access.Flags(fs)
 	fs.StringVar(&o.Cluster, "cluster", "default", "`name` or UID of the cluster whose objects these are, as agents give it; flows of other clusters are stored as they come")
 	fs.StringVar(&retain, "retain", "30d", "how long flows are kept, such as 12h or 30d; 0 keeps them all")
-	fs.DurationVar(&db.Slice, "slice", time.Hour, "how much time one file of the store holds; retention deletes whole files")
-	fs.IntVar(&db.Threads, "store-threads", 0, "threads of the store (default: one a core)")
-	fs.StringVar(&db.MemoryLimit, "store-memory", "", "memory limit of the store, such as 2GB (default: DuckDB's, 80 % of the machine's)")
+	fs.StringVar(&retainDenied, "retain-denied", "400d", "how long refused flows are kept, if that is longer than --retain")
+	fs.StringVar(&retainEdges, "retain-edges", "400d", "how long it is kept who talked to whom by the hour; 0 keeps all of it")
+	fs.StringVar(&retainSize, "retain-size", "0", "`size` on disk, such as 200GB, from which on the oldest flows are deleted before their time; 0 is no bound")
+	fs.DurationVar(&at.slice, "slice", 0, "how much time one file of the store holds, or one partition of ClickHouse; retention deletes these whole (default: 1h, and 24h in ClickHouse)")
+	fs.IntVar(&at.db.Threads, "store-threads", 0, "threads of the store (default: one a core)")
+	fs.StringVar(&at.db.MemoryLimit, "store-memory", "", "memory limit of the store, such as 2GB (default: DuckDB's, 80 % of the machine's)")
 	fs.StringVar(&o.Listen.Cert, "tls-cert", "", "PEM `file` of the collector's certificate")
 	fs.StringVar(&o.Listen.Key, "tls-key", "", "PEM `file` of its private key")
 	fs.StringVar(&o.Listen.ClientCA, "tls-client-ca", "", "PEM `file` of the authorities whose certificates agents and askers must show")
 	fs.BoolVar(&o.Listen.Insecure, "insecure", false, "listen beyond loopback without TLS: anybody who reaches the address can read and forge flows")
 	fs.BoolVar(&show, "version", false, "print the version")
 	if err := fs.Parse(args); err != nil {
-		return o, db, false, err
+		return o, at, false, err
 	}
 	if fs.NArg() > 0 {
-		return o, db, false, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+		return o, at, false, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
 	if show {
-		return o, db, true, nil
+		return o, at, true, nil
 	}
-	if o.Retain, err = parseDays(retain); err != nil {
-		return o, db, false, fmt.Errorf("--retain: %w", err)
+	for _, d := range []struct {
+		flag, text string
+		to         *time.Duration
+	}{{"retain", retain, &o.Retain.Flows}, {"retain-denied", retainDenied, &o.Retain.Denied}, {"retain-edges", retainEdges, &o.Retain.Edges}} {
+		if *d.to, err = parseDays(d.text); err != nil {
+			return o, at, false, fmt.Errorf("--%s: %w", d.flag, err)
+		}
 	}
-	if db.Threads < 0 {
-		return o, db, false, fmt.Errorf("--store-threads %d: want a number from 1, or 0 for one a core", db.Threads)
+	if o.Retain.Bytes, err = parseSize(retainSize); err != nil {
+		return o, at, false, fmt.Errorf("--retain-size: %w", err)
 	}
-	if db.Slice < time.Minute {
-		return o, db, false, fmt.Errorf("--slice %s: want 1m at least", db.Slice)
+	if at.url == "" {
+		at.url = os.Getenv("FLOWAUDIT_STORE") // it may hold a password, which others see in an argument
 	}
-	return o, db, false, o.Validate()
+	if err := at.validate(); err != nil {
+		return o, at, false, err
+	}
+	return o, at, false, o.Validate()
 }
 
 // maxDays is what a time.Duration holds, and more than any disk.
@@ -136,4 +183,17 @@ func parseDays(s string) (time.Duration, error) {
 		return 0, fmt.Errorf("%q is no duration: want such as 12h or 30d", s)
 	}
 	return d, nil
+}
+
+// parseSize reads a number of bytes, such as 200GB or 1TiB.
+func parseSize(s string) (uint64, error) {
+	number := strings.TrimRight(s, "KMGTiB")
+	n, err := strconv.ParseFloat(number, 64)
+	factor, known := map[string]float64{
+		"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
+	}[s[len(number):]]
+	if err != nil || !known || !(n >= 0) || n*factor > math.MaxInt64 {
+		return 0, fmt.Errorf("%q is no size: want such as 200GB or 1TiB", s)
+	}
+	return uint64(n * factor), nil
 }

@@ -18,7 +18,7 @@ import (
 // options is what flags make.
 type options struct {
 	Collector collector.Options
-	Store     duckdb.Options
+	Store     place
 }
 
 func parseFlags(args string) (options, error) {
@@ -32,10 +32,10 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := options{
-		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Retain: 30 * 24 * time.Hour, Version: "devel"},
-		duckdb.Options{Dir: "flowaudit-data", Slice: time.Hour},
+		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel"},
+		place{db: duckdb.Options{Dir: "flowaudit-data"}},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(place{})); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -51,14 +51,20 @@ func TestFlags(t *testing.T) {
 		{"--listen :4245 --tls-cert crt --tls-key key --tls-client-ca ca", func(o *options) {
 			o.Collector.Listen = collector.ListenOptions{Address: ":4245", Cert: "crt", Key: "key", ClientCA: "ca"}
 		}},
-		{"--data /var/lib/flowaudit", func(o *options) { o.Store.Dir = "/var/lib/flowaudit" }},
+		{"--data /var/lib/flowaudit", func(o *options) { o.Store.db.Dir = "/var/lib/flowaudit" }},
 		{"--manifests /objects", func(o *options) { o.Collector.Manifests = "/objects" }},
-		{"--retain 12h", func(o *options) { o.Collector.Retain = 12 * time.Hour }},
-		{"--retain 1.5d", func(o *options) { o.Collector.Retain = 36 * time.Hour }},
-		{"--retain 0", func(o *options) { o.Collector.Retain = 0 }},
-		{"--slice 10m", func(o *options) { o.Store.Slice = 10 * time.Minute }},
-		{"--store-threads 3", func(o *options) { o.Store.Threads = 3 }},
-		{"--store-memory 2GB", func(o *options) { o.Store.MemoryLimit = "2GB" }},
+		{"--retain 12h", func(o *options) { o.Collector.Retain.Flows = 12 * time.Hour }},
+		{"--retain 1.5d", func(o *options) { o.Collector.Retain.Flows = 36 * time.Hour }},
+		{"--retain 0", func(o *options) { o.Collector.Retain.Flows = 0 }},
+		{"--retain-denied 90d --retain-edges 2d", func(o *options) {
+			o.Collector.Retain.Denied, o.Collector.Retain.Edges = 90*24*time.Hour, 48*time.Hour
+		}},
+		{"--retain-size 1.5GB", func(o *options) { o.Collector.Retain.Bytes = 1_500_000_000 }},
+		{"--retain-size 2TiB", func(o *options) { o.Collector.Retain.Bytes = 2 << 40 }},
+		{"--store clickhouse://h:9000/f", func(o *options) { o.Store.url = "clickhouse://h:9000/f" }},
+		{"--slice 10m", func(o *options) { o.Store.slice = 10 * time.Minute }},
+		{"--store-threads 3", func(o *options) { o.Store.db.Threads = 3 }},
+		{"--store-memory 2GB", func(o *options) { o.Store.db.MemoryLimit = "2GB" }},
 	} {
 		got, err := parseFlags(test.args)
 		if err != nil {
@@ -70,7 +76,7 @@ func TestFlags(t *testing.T) {
 			t.Fatal(err)
 		}
 		test.change(&want)
-		if diff := cmp.Diff(want, got); diff != "" {
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(place{})); diff != "" {
 			t.Errorf("%s: %s", test.args, diff)
 		}
 	}
@@ -85,12 +91,21 @@ func TestWrongFlags(t *testing.T) {
 		{"--tls-cert crt", "--tls-cert and --tls-key belong together"},
 		{"--tls-client-ca ca", "--tls-client-ca needs --tls-cert and --tls-key"},
 		{"--retain forever", `--retain: "forever" is no duration: want such as 12h or 30d`},
+		{"--retain-denied xd", "--retain-denied: "},
+		{"--retain-edges -1h", "--retain-edges -1h0m0s: a time to keep flows cannot be negative"},
+		{"--retain-size much", `--retain-size: "much" is no size: want such as 200GB`},
+		{"--retain-size 1XB", "--retain-size"},
+		{"--retain-size NaNGB", "--retain-size"},
+		{"--retain-size -1GB", "--retain-size"},
+		{"--retain-size 9e99TB", "--retain-size"},
 		{"--retain xd", `--retain: "xd" is no number of days`},
 		{"--retain NaNd", `--retain: "NaNd" is no number of days`},
 		{"--retain 1e9d", `--retain: "1e9d" is no number of days`},
 		{"--retain -1d", "--retain -24h0m0s: a time to keep flows cannot be negative"},
 		{"--slice 5s", "--slice 5s: want 1m at least"},
 		{"--slice long", "--slice"},
+		{"--store /var/lib/flowaudit", "--store: want a URL such as clickhouse://"},
+		{"--store postgres://x", "--store: want a URL such as clickhouse://"},
 		{"--store-threads -1", "--store-threads -1: want a number from 1"},
 		{"--nosuch", "unknown flag: --nosuch"},
 		{"now", `unexpected argument "now"`},
@@ -145,17 +160,17 @@ func TestVersion(t *testing.T) {
 func TestServe(t *testing.T) {
 	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
-	db := duckdb.Options{Dir: filepath.Join(dir, "data"), Logger: log}
+	db := place{db: duckdb.Options{Dir: filepath.Join(dir, "data")}}
 	ctx, stop := context.WithCancel(t.Context())
 	o := collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:0"}, Log: log, Listening: func(net.Addr) { stop() }}
 	if err := serve(ctx, o, db); err != nil {
 		t.Error(err)
 	}
-	db.MemoryLimit = "much"
+	db.db.MemoryLimit = "much"
 	if err := serve(t.Context(), o, db); err == nil || !strings.Contains(err.Error(), "memory_limit") {
 		t.Errorf("%v, want an error that names the memory limit", err)
 	}
-	db.MemoryLimit, db.Dir = "", filepath.Join(dir, "data", "x\x00")
+	db.db.MemoryLimit, db.db.Dir = "", filepath.Join(dir, "data", "x\x00")
 	if err := serve(t.Context(), o, db); err == nil || !strings.Contains(err.Error(), "make store directory") {
 		t.Errorf("%v, want an error about the directory", err)
 	}

@@ -58,7 +58,11 @@ func TestUsage(t *testing.T) {
 		{"query nodes since=1h", `unexpected argument "since=1h": arguments of a question are --arg NAME=VALUE`},
 		{"query --list nodes", `unexpected argument "nodes"`},
 		{"query nodes --arg since", `--arg "since": want NAME=VALUE`},
-		{"query nodes -o yaml", `--output "yaml": want table, json or csv`},
+		{"query nodes -o yaml", `--output "yaml": want table, json, csv or parquet`},
+		{"sql", "which SELECT?"},
+		{"sql SELECT 1", `unexpected argument "1": put the whole SELECT into quotes`},
+		{"sql x --max-rows 0", "--max-rows 0: want a number from 1"},
+		{"sql x -o yaml", `--output "yaml": want table, json, csv or parquet`},
 	} {
 		t.Run(test.args, func(t *testing.T) {
 			r := flowaudit(t, nil, nil, strings.Fields(test.args)...)

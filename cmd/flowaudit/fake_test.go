@@ -46,6 +46,7 @@ type collector struct {
 	mu       sync.Mutex
 	observed *flowauditv1.ObserveRequest
 	ran      *flowauditv1.RunRequest
+	asked    *flowauditv1.SqlRequest
 }
 
 func (c *collector) Observe(req *flowauditv1.ObserveRequest, stream flowauditv1.Query_ObserveServer) error {
@@ -66,6 +67,18 @@ func (c *collector) Observe(req *flowauditv1.ObserveRequest, stream flowauditv1.
 func (c *collector) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunServer) error {
 	c.mu.Lock()
 	c.ran = req
+	c.mu.Unlock()
+	for _, m := range c.run {
+		if err := stream.Send(m); err != nil {
+			return err
+		}
+	}
+	return c.err
+}
+
+func (c *collector) Sql(req *flowauditv1.SqlRequest, stream flowauditv1.Query_SqlServer) error { //nolint:revive // the generated name
+	c.mu.Lock()
+	c.asked = req
 	c.mu.Unlock()
 	for _, m := range c.run {
 		if err := stream.Send(m); err != nil {

@@ -133,7 +133,7 @@ who tried and was refused, and what the answer stands on.`,
 	fs.StringVar(&c.dial.Address, "server", c.dial.Address, "`address` of the collector, host:port or unix:PATH (or $FLOWAUDIT_SERVER)")
 	fs.DurationVar(&c.timeout, "timeout", 30*time.Second, "how long to wait for an answer; following has no end")
 	c.dial.Flags(fs)
-	root.AddCommand(newObserve(c), newStatus(c), newQuery(c), newSuggest(c), newReplay(c), newUnused(c), newPolicy(env), newVersion(env))
+	root.AddCommand(newObserve(c), newStatus(c), newQuery(c), newSQL(c), newSuggest(c), newReplay(c), newUnused(c), newPolicy(env), newVersion(env))
 	return root
 }
 

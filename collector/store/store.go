@@ -35,6 +35,12 @@ type Store interface {
 	// Query answers a named question of package queries.
 	Query(ctx context.Context, name string, args map[string]string) (Rows, error)
 
+	// SQL answers one SELECT over the views of queries.Views, in the store's own
+	// dialect. It can change nothing, and read nothing else. An answer of more
+	// rows than maxRows is an error, as is everything that the asker can mend:
+	// these are ErrArgument.
+	SQL(ctx context.Context, text string, maxRows int) (Rows, error)
+
 	// Coverage says how much of the time from since to until each node was
 	// watched. A node that reported at any time within the retention, but not
 	// in that range, is listed with nothing covered.
@@ -65,10 +71,10 @@ type Store interface {
 	// Stats describes the store's content.
 	Stats(ctx context.Context) (Stats, error)
 
-	// Retain deletes what arrived before the given time, in whole slices, and
-	// returns how many bytes of disk that gave back. Of the timeline it keeps
-	// what says how the cluster was at that time.
-	Retain(ctx context.Context, before time.Time) (freed int64, err error)
+	// Retain deletes what is not to be kept, in whole slices, and returns how
+	// many bytes of disk that gave back. Of the timeline it keeps what says how
+	// the cluster was when the oldest flows arrived that are kept.
+	Retain(ctx context.Context, keep Retention) (freed int64, err error)
 
 	// Close waits for running calls and releases the store.
 	Close() error
@@ -85,6 +91,27 @@ type FlowsRequest struct {
 // EdgesRequest asks for edges. A zero Since is unbounded.
 type EdgesRequest struct {
 	Since, Until time.Time
+}
+
+// Retention says what is kept. Edges are kept until RetainEdges.
+type Retention struct {
+	// Since is the arrival of the oldest flows that are kept; zero keeps all.
+	Since time.Time
+	// Denied is the same of refused flows, whose coverage is not kept longer.
+	// It only keeps more than Since does: a later time, and zero, mean Since.
+	Denied time.Time
+	// Bytes bounds what all that is stored takes on disk: the oldest flows go
+	// until it does, and the refused ones only when no others are left. The
+	// newest slice and edges stay whatever they take. 0 is no bound.
+	Bytes uint64
+}
+
+// DeniedSince is from when on refused flows are kept; zero keeps all.
+func (r Retention) DeniedSince() time.Time {
+	if r.Denied.IsZero() || r.Denied.After(r.Since) {
+		return r.Since
+	}
+	return r.Denied
 }
 
 // Rows is a small table.

@@ -3,11 +3,11 @@ package duckdb
 import (
 	"context"
 	"database/sql/driver"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 
+	"github.com/flowaudit/flowaudit/collector/store/columns"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -143,7 +143,7 @@ func (b *batchIDs) key(f *flow.Flow) uint32 {
 		k.translated, _ = b.dict.translated.id(f.TranslatedSrc)
 	}
 	if len(f.Policies) > 0 {
-		k.policies, _ = b.dict.policies.id(policiesText(f.Policies))
+		k.policies, _ = b.dict.policies.id(columns.PoliciesText(f.Policies))
 	}
 	return b.dict.key(k, f)
 }
@@ -156,7 +156,7 @@ func (s *Store) appendRest(sl *slice, batches []*flow.Batch) error {
 		keys = append(keys, []driver.Value{b.Key.Cluster, b.Key.Instance, b.Key.Epoch, b.Key.Sequence})
 		if b.End.After(b.Start) {
 			coverage = append(coverage, []driver.Value{
-				b.Node, b.Key.Instance, uint8(b.Scope), b.Start.UnixMilli(), b.End.UnixMilli(), limitsText(b.Agent.Limits),
+				b.Node, b.Key.Instance, uint8(b.Scope), b.Start.UnixMilli(), b.End.UnixMilli(), columns.LimitsText(b.Agent.Limits),
 			})
 		}
 		for _, g := range b.Gaps {
@@ -184,7 +184,7 @@ func (d *dictionary) endpointRows() [][]driver.Value {
 	var rows [][]driver.Value
 	for i, k := range d.endpoints.values[d.writtenEndpoints:] {
 		rows = append(rows, []driver.Value{
-			uint32(d.writtenEndpoints + i), addrBytes(k.addr), k.addr.String(), uint8(k.kind), k.namespace, k.pod, k.workloadKind, k.workload, k.node,
+			uint32(d.writtenEndpoints + i), columns.AddrBytes(k.addr), k.addr.String(), uint8(k.kind), k.namespace, k.pod, k.workloadKind, k.workload, k.node,
 			k.identity, k.labels, k.candidates,
 		})
 	}
@@ -197,8 +197,8 @@ func (d *dictionary) keyRows() [][]driver.Value {
 		o, service := d.origins.values[k.origin], d.services.values[k.service]
 		rows = append(rows, []driver.Value{
 			uint32(d.writtenKeys + i), o.cluster, o.node, uint8(k.protocol), k.src, k.dst, k.port, uint8(k.verdict), uint8(k.direction), uint8(k.reason),
-			uint8(k.expected), uint8(k.assessment), uint8(k.caveat), uint8(k.sources), addrBytes(d.translated.values[k.translated]), addrBytes(service.Addr), addrText(service.Addr), service.Port,
-			service.Namespace, service.Name, d.policies.values[k.policies], d.keyPairs[i],
+			uint8(k.expected), uint8(k.assessment), uint8(k.caveat), uint8(k.sources), columns.AddrBytes(d.translated.values[k.translated]), columns.AddrBytes(service.Addr), addrText(service.Addr), service.Port,
+			service.Namespace, service.Name, d.policies.values[k.policies], columns.PolicyNames(columns.PoliciesOf(d.policies.values[k.policies])), d.keyPairs[i].number, d.keyPairs[i].id,
 		})
 	}
 	return rows
@@ -210,12 +210,4 @@ func addrText(a netip.Addr) string {
 		return ""
 	}
 	return a.String()
-}
-
-func limitsText(limits []string) string {
-	if len(limits) == 0 {
-		return ""
-	}
-	b, _ := json.Marshal(limits) // strings only: it cannot fail
-	return string(b)
 }

@@ -48,6 +48,10 @@ type Store struct {
 	// read guards the list: queries hold it shared while they use slices.
 	read   sync.RWMutex
 	slices []*slice // by arrival, the last takes writes
+	// archives hold the refused flows of slices that are gone, by month.
+	archives []*slice
+
+	fresh freshness
 }
 
 var _ store.Store = (*Store)(nil)
@@ -93,6 +97,9 @@ func (s *Store) start(ctx context.Context) error {
 	if err := s.attachAll(ctx); err != nil {
 		return err
 	}
+	if err := s.openArchives(ctx); err != nil {
+		return err
+	}
 	if err := s.keys.load(ctx, s.db, s.slices); err != nil {
 		return err
 	}
@@ -108,6 +115,9 @@ func (s *Store) start(ctx context.Context) error {
 	}
 	var err error
 	if s.writer, err = newWriter(ctx, s.db); err != nil {
+		return err
+	}
+	if err := s.defineMacros(ctx); err != nil {
 		return err
 	}
 	if err := s.openMonths(ctx); err != nil {
@@ -133,6 +143,7 @@ func (s *Store) configure(ctx context.Context) error {
 	}
 	settings = append(settings,
 		"SET temp_directory = "+quote(filepath.Join(s.o.Dir, "tmp")),
+		"ATTACH ':memory:' AS "+openEdges,
 		"SET enable_external_access = false",
 		"SET lock_configuration = true")
 	for _, q := range settings {
@@ -153,7 +164,7 @@ func (s *Store) attachAll(ctx context.Context) error {
 		return fmt.Errorf("list store files: %w", err)
 	}
 	for _, path := range files {
-		if name := filepath.Base(path); name == timelineFile || strings.HasPrefix(name, edgePrefix) {
+		if name := filepath.Base(path); name == timelineFile || strings.HasPrefix(name, edgePrefix) || strings.HasPrefix(name, archivePrefix) {
 			continue
 		}
 		ms, err := strconv.ParseInt(strings.TrimSuffix(filepath.Base(path), fileSuffix), 10, 64)
@@ -235,7 +246,7 @@ func (s *Store) Stats(context.Context) (store.Stats, error) {
 	s.read.RLock()
 	defer s.read.RUnlock()
 	out := store.Stats{Kind: "duckdb", Slices: len(s.slices)}
-	for _, sl := range s.slices {
+	for _, sl := range s.holding() {
 		out.Flows += sl.flows
 		out.Bytes += uint64(sl.bytes())
 		if b := sl.bounds.start; b != 0 && (out.Oldest.IsZero() || time.UnixMilli(b).Before(out.Oldest)) {
@@ -256,34 +267,6 @@ func (sl *slice) bytes() int64 {
 	return n
 }
 
-// Retain implements store.Store. A slice goes when all of it arrived before.
-func (s *Store) Retain(ctx context.Context, before time.Time) (freed int64, err error) {
-	s.write.Lock()
-	defer s.write.Unlock()
-	for len(s.slices) > 1 && !s.slices[1].begin.After(before) {
-		n, err := s.dropOldest(ctx)
-		freed += n
-		if err != nil {
-			return freed, err
-		}
-	}
-	return freed, s.pruneTimeline(ctx, before)
-}
-
-func (s *Store) dropOldest(ctx context.Context) (freed int64, err error) {
-	s.read.Lock() // waits for the queries that use it
-	defer s.read.Unlock()
-	sl := s.slices[0]
-	s.slices = s.slices[1:]
-	if err := s.defineViewsLocked(ctx); err != nil {
-		return 0, err
-	}
-	if _, err := s.db.ExecContext(ctx, "DETACH "+sl.name); err != nil {
-		return 0, fmt.Errorf("close slice %s: %w", sl.path, err)
-	}
-	return removeFile(sl.path)
-}
-
 // Close implements store.Store.
 func (s *Store) Close() error {
 	s.write.Lock()
@@ -295,11 +278,11 @@ func (s *Store) Close() error {
 		errs = append(errs, s.writer.close())
 		s.writer = nil
 	}
-	for _, sl := range s.slices {
+	for _, sl := range s.holding() {
 		_, err := s.db.Exec("DETACH " + sl.name) // writes its log into the file
 		errs = append(errs, err)
 	}
-	s.slices = nil
+	s.slices, s.archives = nil, nil
 	for _, m := range s.months {
 		_, err := s.db.Exec("DETACH " + m.name)
 		errs = append(errs, err)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/flowaudit/flowaudit/collector/store/columns"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -24,8 +25,8 @@ const edgePrefix = "edges-"
 const edgeSchema = `
 CREATE TABLE IF NOT EXISTS %[1]s.edge (id UINTEGER, cluster VARCHAR, protocol UTINYINT, port USMALLINT, direction UTINYINT, verdict UTINYINT,
 	expected UTINYINT, assessment UTINYINT, caveat UTINYINT, exempt UTINYINT, seen BLOB,
-	src_kind UTINYINT, src_identity UBIGINT, src_namespace VARCHAR, src_workload_kind VARCHAR, src_workload VARCHAR, src_node VARCHAR, src_addr BLOB, src_bits UTINYINT, src_labels VARCHAR,
-	dst_kind UTINYINT, dst_identity UBIGINT, dst_namespace VARCHAR, dst_workload_kind VARCHAR, dst_workload VARCHAR, dst_node VARCHAR, dst_addr BLOB, dst_bits UTINYINT, dst_labels VARCHAR);
+	src_kind UTINYINT, src_identity UBIGINT, src_namespace VARCHAR, src_workload_kind VARCHAR, src_workload VARCHAR, src_node VARCHAR, src_addr BLOB, src_bits UTINYINT, src_labels VARCHAR, src_ip VARCHAR,
+	dst_kind UTINYINT, dst_identity UBIGINT, dst_namespace VARCHAR, dst_workload_kind VARCHAR, dst_workload VARCHAR, dst_node VARCHAR, dst_addr BLOB, dst_bits UTINYINT, dst_labels VARCHAR, dst_ip VARCHAR);
 CREATE TABLE IF NOT EXISTS %[1]s.hour (edge UINTEGER, hour UINTEGER, first BIGINT, last BIGINT, connections UBIGINT, sent UBIGINT, received UBIGINT);
 CREATE TABLE IF NOT EXISTS %[1]s.source (slice VARCHAR);
 `
@@ -90,12 +91,15 @@ func (s *Store) openMonth(ctx context.Context, begin time.Time) (*month, error) 
 	s.read.Lock()
 	defer s.read.Unlock()
 	s.months[begin] = m
-	return m, nil
+	return m, s.defineViewsLocked(ctx)
 }
 
 func (m *month) load(ctx context.Context, db *sql.DB) error {
 	if _, err := db.ExecContext(ctx, fmt.Sprintf(edgeSchema, m.name)); err != nil {
 		return err
+	}
+	if _, err := db.ExecContext(ctx, "SELECT src_ip, dst_ip FROM "+m.name+".edge LIMIT 0"); err != nil {
+		return fmt.Errorf("read edges that another version of flowaudit made: %w", err)
 	}
 	rows, err := db.QueryContext(ctx, "SELECT slice FROM "+m.name+".source")
 	if err != nil {
@@ -134,7 +138,7 @@ func (c *edgeEndColumns) targets(e *flow.EdgeEnd) []any {
 }
 
 func (c *edgeEndColumns) prefix() netip.Prefix {
-	if a := addrOf(c.addr); a.IsValid() {
+	if a := columns.AddrOf(c.addr); a.IsValid() {
 		return netip.PrefixFrom(a, c.bits)
 	}
 	return netip.Prefix{}
@@ -157,8 +161,8 @@ func scanEdges(ctx context.Context, db *sql.DB, query string, args []any, each f
 		if err := rows.Scan(targets...); err != nil {
 			return err
 		}
-		e.Seen, e.Source.Prefix, e.Destination.Prefix = addrOf(seen), src.prefix(), dst.prefix()
-		e.SourceLabels, e.DestinationLabels = labelsOf(src.labels), labelsOf(dst.labels)
+		e.Seen, e.Source.Prefix, e.Destination.Prefix = columns.AddrOf(seen), src.prefix(), dst.prefix()
+		e.SourceLabels, e.DestinationLabels = columns.LabelsOf(src.labels), columns.LabelsOf(dst.labels)
 		if err := each(id, e); err != nil {
 			return err
 		}
@@ -304,9 +308,7 @@ func (s *Store) writeEdges(ctx context.Context, m *month, sl *slice, hours []tim
 				fresh = append(fresh, e.EdgeKey)
 				ends = append(ends, edgeRow(id, e))
 			}
-			counts = append(counts, []driver.Value{
-				id, uint32(hour.Unix() / int64(flow.EdgeHour/time.Second)), e.First.UnixMilli(), e.Last.UnixMilli(), e.Connections, e.Sent, e.Received,
-			})
+			counts = append(counts, hourRow(id, hour, e))
 		}
 	}
 	defer func() {
@@ -336,16 +338,20 @@ func (s *Store) writeEdges(ctx context.Context, m *month, sl *slice, hours []tim
 	return nil
 }
 
+func hourRow(id uint32, hour time.Time, e *flow.Edge) []driver.Value {
+	return []driver.Value{id, uint32(hourNumber(hour)), e.First.UnixMilli(), e.Last.UnixMilli(), e.Connections, e.Sent, e.Received}
+}
+
 func edgeRow(id uint32, e *flow.Edge) []driver.Value {
 	row := []driver.Value{
-		id, e.Cluster, uint8(e.Protocol), e.Port, uint8(e.Direction), uint8(e.Verdict), uint8(e.Expected), uint8(e.Assessment), uint8(e.Caveat), uint8(e.Exempt), addrBytes(e.Seen),
+		id, e.Cluster, uint8(e.Protocol), e.Port, uint8(e.Direction), uint8(e.Verdict), uint8(e.Expected), uint8(e.Assessment), uint8(e.Caveat), uint8(e.Exempt), columns.AddrBytes(e.Seen),
 	}
 	for _, end := range []struct {
 		flow.EdgeEnd
 		labels map[string]string
 	}{{e.Source, e.SourceLabels}, {e.Destination, e.DestinationLabels}} {
 		row = append(row, uint8(end.Kind), end.Identity, end.Namespace, end.Workload.Kind, end.Workload.Name, end.Node,
-			addrBytes(end.Prefix.Addr()), uint8(max(0, end.Prefix.Bits())), labelText(end.labels))
+			columns.AddrBytes(end.Prefix.Addr()), uint8(max(0, end.Prefix.Bits())), columns.LabelText(end.labels), columns.PrefixText(end.Prefix))
 	}
 	return row
 }
@@ -360,10 +366,13 @@ func (s *Store) RetainEdges(ctx context.Context, before time.Time) (freed int64,
 		if begin.AddDate(0, 1, 0).After(before) {
 			continue
 		}
+		delete(s.months, begin)
+		if err := s.defineViewsLocked(ctx); err != nil {
+			return freed, err
+		}
 		if _, err := s.db.ExecContext(ctx, "DETACH "+m.name); err != nil {
 			return freed, fmt.Errorf("close %s: %w", m.path, err)
 		}
-		delete(s.months, begin)
 		n, err := removeFile(m.path)
 		freed += n
 		if err != nil {

@@ -3,13 +3,13 @@ package duckdb
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/collector/store/columns"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -107,7 +107,7 @@ func (s *Store) scanRows(ctx context.Context, f *flow.Filter, order string, limi
 // rowsQuery selects rows of all slices that may hold what is wanted.
 func (s *Store) rowsQuery(f *flow.Filter, order string, limit int) (query string, args []any, used []*slice) {
 	var parts []string
-	for _, sl := range s.slices {
+	for _, sl := range s.holding() {
 		if sl.flows == 0 || !f.Since.IsZero() && sl.bounds.end < f.Since.Add(-mergeSlack).UnixMilli() ||
 			!f.Until.IsZero() && sl.bounds.start > f.Until.Add(mergeSlack).UnixMilli() {
 			continue
@@ -130,13 +130,19 @@ func (s *Store) rowsQuery(f *flow.Filter, order string, limit int) (query string
 
 const rowColumns = "key, start, duration, source_port, connections, counted, tcp_flags, packets_sent, bytes_sent, packets_received, bytes_received"
 
+func dialect() *columns.Dialect {
+	return &columns.Dialect{
+		HasPrefix: "starts_with(%s, ?)", Contains: "contains(%s, ?)", HasAddr: "octet_length(%s) > 0", Addr: "?", Verdict: "k.verdict", SourceEnd: "s.", DestinationEnd: "d.",
+	}
+}
+
 // rowsQuery selects a slice's rows whose key, or whose key's partner on
 // another node, passes the filter.
 func (sl *slice) rowsQuery(f *flow.Filter, number int) (query string, args []any) {
 	query = fmt.Sprintf("SELECT %d AS slice, %s FROM %s.flow WHERE true", number, rowColumns, sl.name)
-	if c := keyCondition(f); c.sql.Len() > 0 {
-		query += " AND key IN (" + sl.matchedKeys(c.sql.String()) + ")"
-		args = append(args, c.args...)
+	if condition, bound := dialect().Condition(f); condition != "" {
+		query += " AND key IN (" + sl.matchedKeys(condition) + ")"
+		args = append(args, bound...)
 	}
 	if !f.Since.IsZero() {
 		query += " AND start + duration >= ?"
@@ -262,7 +268,7 @@ func (c *endColumns) targets() []any {
 
 // endpoint is nil where nothing but the address is known.
 func (c *endColumns) endpoint() *flow.Endpoint {
-	c.e.Labels = labelsOf(c.labels)
+	c.e.Labels = columns.LabelsOf(c.labels)
 	if c.candidates != "" {
 		c.e.Candidates = strings.Split(c.candidates, ",")
 	}
@@ -285,16 +291,12 @@ func scanKey(rows *sql.Rows, id *uint32) (*flow.Flow, error) {
 	if err := rows.Scan(append(append(targets, src.targets()...), dst.targets()...)...); err != nil {
 		return nil, err
 	}
-	f.Src, f.Dst, f.TranslatedSrc = addrOf(src.addr), addrOf(dst.addr), addrOf(translated)
+	f.Src, f.Dst, f.TranslatedSrc = columns.AddrOf(src.addr), columns.AddrOf(dst.addr), columns.AddrOf(translated)
 	f.Source, f.Destination = src.endpoint(), dst.endpoint()
-	if service.Addr = addrOf(serviceAddr); service.Addr.IsValid() || service.Name != "" {
+	if service.Addr = columns.AddrOf(serviceAddr); service.Addr.IsValid() || service.Name != "" {
 		f.Service = &service
 	}
-	if policies != "" {
-		if err := json.Unmarshal([]byte(policies), &f.Policies); err != nil {
-			return nil, err
-		}
-	}
+	f.Policies = columns.PoliciesOf(policies)
 	return f, nil
 }
 

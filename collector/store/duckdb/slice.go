@@ -3,14 +3,12 @@ package duckdb
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
+	"github.com/flowaudit/flowaudit/collector/store/columns"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -47,7 +45,7 @@ CREATE TABLE IF NOT EXISTS %[1]s.endpoint (id UINTEGER, addr BLOB, ip VARCHAR, k
 	workload_kind VARCHAR, workload VARCHAR, node VARCHAR, identity UBIGINT, labels VARCHAR, candidates VARCHAR);
 CREATE TABLE IF NOT EXISTS %[1]s.key (id UINTEGER, cluster VARCHAR, node VARCHAR, protocol UTINYINT, src UINTEGER, dst UINTEGER, port USMALLINT,
 	verdict UTINYINT, direction UTINYINT, reason UTINYINT, expected UTINYINT, assessment UTINYINT, caveat UTINYINT, sources UTINYINT, translated BLOB,
-	service_addr BLOB, service_ip VARCHAR, service_port USMALLINT, service_namespace VARCHAR, service VARCHAR, policies VARCHAR, pair UINTEGER);
+	service_addr BLOB, service_ip VARCHAR, service_port USMALLINT, service_namespace VARCHAR, service VARCHAR, policies VARCHAR, policy_names VARCHAR, pair UINTEGER, pair_id UBIGINT);
 CREATE TABLE IF NOT EXISTS %[1]s.flow (key UINTEGER, start BIGINT, duration UINTEGER, source_port USMALLINT, connections UBIGINT,
 	counted UTINYINT, tcp_flags UTINYINT, packets_sent UBIGINT, bytes_sent UBIGINT, packets_received UBIGINT, bytes_received UBIGINT);
 CREATE TABLE IF NOT EXISTS %[1]s.batch (cluster VARCHAR, instance VARCHAR, epoch UBIGINT, sequence UBIGINT);
@@ -125,9 +123,16 @@ type dictionary struct {
 	translated interned[netip.Addr]
 	policies   interned[string]
 
-	keyPairs         []uint32 // pair of each key since the last commit
+	keyPairs         []keyPair // of each key since the last commit
 	writtenEndpoints int
 	writtenKeys      int
+}
+
+// keyPair is the pair of a key: its number in the slice, and what all slices
+// know it by.
+type keyPair struct {
+	number uint32
+	id     uint64
 }
 
 func newDictionary() *dictionary {
@@ -149,7 +154,7 @@ func (d *dictionary) endpoint(addr netip.Addr, e *flow.Endpoint) uint32 {
 	if e != nil {
 		k.kind, k.identity, k.namespace, k.pod = e.Kind, e.Identity, e.Namespace, e.Pod
 		k.workloadKind, k.workload, k.node = e.Workload.Kind, e.Workload.Name, e.Node
-		k.labels, k.candidates = labelText(e.Labels), strings.Join(e.Candidates, ",")
+		k.labels, k.candidates = columns.LabelText(e.Labels), strings.Join(e.Candidates, ",")
 	}
 	id, _ := d.endpoints.id(k)
 	return id
@@ -159,7 +164,7 @@ func (d *dictionary) key(k flowKey, f *flow.Flow) uint32 {
 	id, fresh := d.keys.id(k)
 	if fresh {
 		pair, _ := d.pairs.id(f.Pair())
-		d.keyPairs = append(d.keyPairs, pair)
+		d.keyPairs = append(d.keyPairs, keyPair{pair, columns.PairID(f)})
 	}
 	return id
 }
@@ -169,63 +174,11 @@ func (d *dictionary) written() {
 	d.writtenEndpoints, d.writtenKeys, d.keyPairs = len(d.endpoints.values), len(d.keys.values), nil
 }
 
-// labelText puts labels into one text: each as newline key = value newline, so
-// that a requirement is a search for text. Neither part may hold a newline.
-func labelText(labels map[string]string) string {
-	if len(labels) == 0 {
-		return ""
-	}
-	var b strings.Builder
-	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		b.WriteString("\n")
-		b.WriteString(k)
-		b.WriteString("=")
-		b.WriteString(labels[k])
-	}
-	b.WriteString("\n")
-	return b.String()
-}
-
-func labelsOf(text string) map[string]string {
-	if text == "" {
-		return nil
-	}
-	out := make(map[string]string)
-	for _, l := range strings.Split(strings.Trim(text, "\n"), "\n") {
-		k, v, _ := strings.Cut(l, "=")
-		out[k] = v
-	}
-	return out
-}
-
-// addrBytes is how addresses are stored: 16 bytes, IPv4 mapped, so that a
-// prefix is a range. The zero Addr is empty.
-func addrBytes(a netip.Addr) []byte {
-	if !a.IsValid() {
-		return []byte{}
-	}
-	b := a.As16()
-	return b[:]
-}
-
-func addrOf(b []byte) netip.Addr {
-	a, ok := netip.AddrFromSlice(b)
-	if !ok {
-		return netip.Addr{}
-	}
-	return a.Unmap()
-}
-
-func policiesText(refs []flow.PolicyRef) string {
-	if len(refs) == 0 {
-		return ""
-	}
-	b, _ := json.Marshal(refs) // strings only: it cannot fail
-	return string(b)
-}
-
 // load reads the dictionaries and bounds of a slice back.
 func (sl *slice) load(ctx context.Context, db *sql.DB) error {
+	if _, err := db.ExecContext(ctx, fmt.Sprintf("SELECT policy_names, pair_id FROM %s.key LIMIT 0", sl.name)); err != nil {
+		return fmt.Errorf("read %s, which another version of flowaudit made: %w", sl.path, err)
+	}
 	row := db.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), coalesce(min(start), 0), coalesce(max(start + duration), 0) FROM %s.flow`, sl.name))
 	if err := row.Scan(&sl.flows, &sl.bounds.start, &sl.bounds.end); err != nil {
 		return fmt.Errorf("read %s: %w", sl.path, err)
@@ -260,7 +213,7 @@ func (d *dictionary) loadEndpoints(ctx context.Context, db *sql.DB, s *slice) er
 		if err := rows.Scan(&addr, &k.kind, &k.namespace, &k.pod, &k.workloadKind, &k.workload, &k.node, &k.identity, &k.labels, &k.candidates); err != nil {
 			return err
 		}
-		k.addr = addrOf(addr)
+		k.addr = columns.AddrOf(addr)
 		d.endpoints.id(k)
 	}
 	return rows.Err()
@@ -283,11 +236,11 @@ func (d *dictionary) loadKeys(ctx context.Context, db *sql.DB, s *slice) error {
 			&k.assessment, &k.caveat, &k.sources, &translated, &serviceAddr, &service.Port, &service.Namespace, &service.Name, &policies); err != nil {
 			return err
 		}
-		service.Addr = addrOf(serviceAddr)
+		service.Addr = columns.AddrOf(serviceAddr)
 		src, dst := &d.endpoints.values[k.src], &d.endpoints.values[k.dst]
 		f := flow.Flow{
-			Key:  flow.Key{Protocol: k.protocol, Src: src.addr, Dst: dst.addr, Port: k.port, Direction: k.direction},
-			Node: o.node, Source: src.names(), Destination: dst.names(), TranslatedSrc: addrOf(translated),
+			Key:     flow.Key{Protocol: k.protocol, Src: src.addr, Dst: dst.addr, Port: k.port, Direction: k.direction},
+			Cluster: o.cluster, Node: o.node, Source: src.names(), Destination: dst.names(), TranslatedSrc: columns.AddrOf(translated),
 		}
 		k.origin, _ = d.origins.id(o)
 		k.service, _ = d.services.id(service)

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
@@ -23,7 +24,9 @@ const timelineSchema = `CREATE TABLE IF NOT EXISTS timeline.change (time BIGINT,
 
 // timeline knows of each object what its newest change says.
 type timeline struct {
-	open     bool
+	open bool
+
+	mu       sync.Mutex // guards what follows
 	newest   map[changeKey]newestChange
 	sequence uint64 // of the next change: orders changes of one millisecond
 }
@@ -43,7 +46,7 @@ func (s *Store) openTimeline(ctx context.Context) error {
 	if _, err := s.db.ExecContext(ctx, fmt.Sprintf("ATTACH %s AS %s", quote(path), timelineName)); err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
-	s.timeline = timeline{open: true, newest: make(map[changeKey]newestChange)}
+	s.timeline.open, s.timeline.newest = true, make(map[changeKey]newestChange)
 	if _, err := s.db.ExecContext(ctx, timelineSchema); err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
@@ -74,6 +77,8 @@ func (t *timeline) take(c flow.Change) bool {
 func (s *Store) Record(ctx context.Context, changes []flow.Change) error {
 	s.write.Lock()
 	defer s.write.Unlock()
+	s.timeline.mu.Lock()
+	defer s.timeline.mu.Unlock()
 	before := make(map[changeKey]newestChange)
 	var rows [][]driver.Value
 	for _, c := range changes {

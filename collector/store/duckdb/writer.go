@@ -23,11 +23,11 @@ type writer struct {
 	raw   mapping.Connection
 	types []mapping.LogicalType
 	chunk mapping.DataChunk
-	col   columns
+	col   vectors
 }
 
-// columns are the vectors of the chunk, in the order of the flow table.
-type columns struct {
+// vectors are those of the chunk, in the order of the flow table.
+type vectors struct {
 	key         []uint32
 	start       []int64
 	duration    []uint32
@@ -57,7 +57,7 @@ func newWriter(ctx context.Context, db *sql.DB) (*writer, error) {
 		w.types = append(w.types, mapping.CreateLogicalType(t))
 	}
 	w.chunk = mapping.CreateDataChunk(w.types)
-	w.col = columns{
+	w.col = vectors{
 		key: vector[uint32](w.chunk, 0), start: vector[int64](w.chunk, 1), duration: vector[uint32](w.chunk, 2),
 		sourcePort: vector[uint16](w.chunk, 3), connections: vector[uint64](w.chunk, 4), counted: vector[uint8](w.chunk, 5),
 		tcpFlags: vector[uint8](w.chunk, 6),

@@ -124,7 +124,7 @@ func edgesOutlive(t *testing.T, s Fixture) {
 	must(t, s, batch(1, f))
 	s.Advance(48 * time.Hour)
 	must(t, s, batch(2))
-	if _, err := s.Retain(t.Context(), T0.Add(49*time.Hour)); err != nil {
+	if _, err := s.Retain(t.Context(), store.Retention{Since: T0.Add(49 * time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(all(t, s, store.FlowsRequest{})); n != 0 {

@@ -18,7 +18,6 @@ import (
 
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
-	"github.com/flowaudit/flowaudit/queries"
 )
 
 // Factory makes an empty store whose clock can be moved, and opens it again
@@ -32,6 +31,8 @@ type Fixture struct {
 	Advance func(time.Duration)
 	// Reopen closes the store and opens it again.
 	Reopen func(t *testing.T) store.Store
+	// Update writes the golden answers anew instead of comparing with them.
+	Update bool
 }
 
 // T0 is when the fixture's clock begins.
@@ -47,17 +48,22 @@ func Run(t *testing.T, factory Factory) {
 		"filters say what flow.Filter says":   filters,
 		"first and last":                      firstAndLast,
 		"two nodes' reports are one flow":     merges,
-		"flows of which only names are known": namesOnly,
 		"coverage adds up":                    coverage,
 		"retention gives disk back":           retention,
-		"questions":                           questions,
+		"refused flows are kept longer":       deniedLonger,
+		"retention by size":                   retentionBySize,
+		"every question":                      questions,
+		"every question, of nothing":          questionsOfNothing,
 		"a question that cannot be asked":     badQuestions,
+		"SQL reads":                           readsSQL,
+		"SQL does nothing else":               onlyReads,
 		"a context that ends":                 cancelled,
 		"appending and asking at once":        concurrent,
 		"odd values":                          oddValues,
 		"the timeline says how it was":        timeline,
 		"edges are what flows add up to":      edges,
 		"edges outlive their flows":           edgesOutlive,
+		"flows of which only names are known": namesOnly,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, factory(t)) })
 	}
@@ -408,11 +414,11 @@ func retention(t *testing.T, s Fixture) {
 	s.Advance(time.Hour)
 	must(t, s, batch(2, sample()))
 	s.Advance(time.Hour)
-	if freed, err := s.Retain(t.Context(), T0.Add(-time.Hour)); err != nil || freed != 0 {
+	if freed, err := s.Retain(t.Context(), store.Retention{Since: T0.Add(-time.Hour)}); err != nil || freed != 0 {
 		t.Errorf("freed %d, %v: nothing is old enough", freed, err)
 	}
 	before, _ := s.Stats(t.Context())
-	freed, err := s.Retain(t.Context(), T0.Add(90*time.Minute))
+	freed, err := s.Retain(t.Context(), store.Retention{Since: T0.Add(90 * time.Minute)})
 	if err != nil || freed < 500_000 {
 		t.Errorf("freed %d bytes, %v", freed, err)
 	}
@@ -426,37 +432,74 @@ func retention(t *testing.T, s Fixture) {
 	must(t, s, batch(3, sample()))
 }
 
-func questions(t *testing.T, s Fixture) {
-	f := sample()
-	twin := f
-	twin.Node = "n2"
-	must(t, s, batch(1, f), batch(2, twin))
-	for _, q := range queries.All() {
-		args := map[string]string{}
-		for _, a := range q.Args {
-			switch {
-			case a.Type == queries.Since:
-				args[a.Name] = T0.Add(-time.Hour).Format(time.RFC3339)
-			case a.Required:
-				args[a.Name] = "10.0.0.1"
-			}
+// deniedLonger: refused flows stay when others of their time go, as they
+// were, until their own time is over.
+func deniedLonger(t *testing.T, s Fixture) {
+	flows := NewGenerator(5).Flows(2000, T0, time.Hour)
+	var want []flow.Flow
+	for _, f := range flows {
+		if f.Verdict == flow.VerdictDenied {
+			want = append(want, f)
 		}
-		rows, err := s.Query(t.Context(), q.Name, args)
-		if err != nil {
-			t.Errorf("%s: %v", q.Name, err)
-			continue
+	}
+	half := len(flows) / 2
+	must(t, s, batch(1, flows[:half]...))
+	s.Advance(2 * time.Hour)
+	must(t, s, batch(2, flows[half:]...))
+	s.Advance(2 * time.Hour)
+	must(t, s, batch(3))
+	denied := store.FlowsRequest{Filter: flow.Filter{Match: flow.Selector{Verdicts: []flow.Verdict{flow.VerdictDenied}}}}
+	before := all(t, s, denied)
+	if len(want) == 0 || len(before) != len(want) {
+		t.Fatalf("%d refused flows, want %d", len(before), len(want))
+	}
+	for range 2 {
+		if _, err := s.Retain(t.Context(), store.Retention{Since: T0.Add(4 * time.Hour), Denied: T0.Add(-time.Hour)}); err != nil {
+			t.Fatal(err)
 		}
-		want := map[string]int{"coverage-gaps": 0, "flows-of-address": 2, "nodes": 1}
-		n, ok := want[q.Name]
-		if !ok {
-			n = 1
+		if d := diff(before, all(t, s, store.FlowsRequest{})); d != "" {
+			t.Fatal("what is left is not what was refused: ", d)
 		}
-		if len(rows.Rows) != n || len(rows.Columns) == 0 {
-			t.Errorf("%s: %d rows of %v, want %d", q.Name, len(rows.Rows), rows.Columns, n)
-		}
-		if i := slices.Index(rows.Columns, "connections"); i >= 0 && rows.Rows[0][i] != int64(f.Connections) {
-			t.Errorf("%s: %v connections, want the larger side's %d", q.Name, rows.Rows[0][i], f.Connections)
-		}
+	}
+	again := s.Reopen(t)
+	if d := diff(before, all(t, again, denied)); d != "" {
+		t.Error("after a restart: ", d)
+	}
+	rows, err := again.SQL(t.Context(), "SELECT count(*) AS n FROM flows WHERE source_namespace <> '' AND verdict = 'denied'", 1)
+	if err != nil || rows.Rows[0][0] != int64(len(want)) {
+		t.Errorf("SQL sees %v, %v", rows.Rows, err)
+	}
+	if dup := must(t, again, batch(3)); !dup[0] {
+		t.Error("a batch is forgotten")
+	}
+	if _, err := again.Retain(t.Context(), store.Retention{Since: T0.Add(100 * 24 * time.Hour), Denied: T0.Add(60 * 24 * time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	if got := all(t, again, store.FlowsRequest{}); len(got) != 0 {
+		t.Errorf("%d flows are left after their time", len(got))
+	}
+}
+
+func retentionBySize(t *testing.T, s Fixture) {
+	g := NewGenerator(6)
+	for seq := range uint64(3) {
+		must(t, s, batch(seq+1, g.Flows(20_000, T0.Add(time.Duration(seq)*2*time.Hour), time.Hour)...))
+		s.Advance(2 * time.Hour)
+	}
+	must(t, s, batch(4, sample()))
+	before, err := s.Stats(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if freed, err := s.Retain(t.Context(), store.Retention{Bytes: 1 << 40}); err != nil || freed != 0 {
+		t.Errorf("freed %d, %v, though all fits", freed, err)
+	}
+	if freed, err := s.Retain(t.Context(), store.Retention{Bytes: 1}); err != nil || freed <= 0 {
+		t.Errorf("freed %d, %v", freed, err)
+	}
+	after, err := s.Stats(t.Context())
+	if err != nil || after.Flows != 1 || after.Bytes >= before.Bytes {
+		t.Errorf("%d flows and %d bytes are left of %d and %d, %v; want the newest slice", after.Flows, after.Bytes, before.Flows, before.Bytes, err)
 	}
 }
 

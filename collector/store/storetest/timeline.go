@@ -73,7 +73,7 @@ func timeline(t *testing.T, s Fixture) {
 	record(t, again, became(8, "db", "v2"), became(9, "web", "w1"))
 	check(again, "a restart tells nothing twice, and what comes back is told", minute(8), minute(99),
 		"1 namespace shop {\"team\":\"a\"}", "5 policy db v2", "9 policy web w1")
-	if _, err := again.Retain(t.Context(), minute(8)); err != nil {
+	if _, err := again.Retain(t.Context(), store.Retention{Since: minute(8)}); err != nil {
 		t.Fatal(err)
 	}
 	check(again, "retention keeps how it was", time.Time{}, minute(99),

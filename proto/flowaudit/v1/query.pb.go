@@ -796,7 +796,8 @@ type RunResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Columns       []string               `protobuf:"bytes,1,rep,name=columns,proto3" json:"columns,omitempty"` // in the first response only
 	Rows          []*structpb.ListValue  `protobuf:"bytes,2,rep,name=rows,proto3" json:"rows,omitempty"`
-	Coverage      *Coverage              `protobuf:"bytes,3,opt,name=coverage,proto3" json:"coverage,omitempty"` // in the last response only
+	Coverage      *Coverage              `protobuf:"bytes,3,opt,name=coverage,proto3" json:"coverage,omitempty"` // in the last response only; not of SQL
+	Types         []string               `protobuf:"bytes,4,rep,name=types,proto3" json:"types,omitempty"`       // of the columns: string, int, float, bool or time; in the first response only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -852,6 +853,65 @@ func (x *RunResponse) GetCoverage() *Coverage {
 	return nil
 }
 
+func (x *RunResponse) GetTypes() []string {
+	if x != nil {
+		return x.Types
+	}
+	return nil
+}
+
+type SqlRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Query         string                 `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`
+	MaxRows       uint64                 `protobuf:"varint,2,opt,name=max_rows,json=maxRows,proto3" json:"max_rows,omitempty"` // 0 takes the collector's limit; a longer answer is an error
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SqlRequest) Reset() {
+	*x = SqlRequest{}
+	mi := &file_flowaudit_v1_query_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SqlRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SqlRequest) ProtoMessage() {}
+
+func (x *SqlRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flowaudit_v1_query_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SqlRequest.ProtoReflect.Descriptor instead.
+func (*SqlRequest) Descriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SqlRequest) GetQuery() string {
+	if x != nil {
+		return x.Query
+	}
+	return ""
+}
+
+func (x *SqlRequest) GetMaxRows() uint64 {
+	if x != nil {
+		return x.MaxRows
+	}
+	return 0
+}
+
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -860,7 +920,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[10]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +932,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[10]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +945,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{10}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{11}
 }
 
 type ListResponse struct {
@@ -897,7 +957,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[11]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -909,7 +969,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[11]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -922,7 +982,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{11}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListResponse) GetQuestions() []*Question {
@@ -937,13 +997,14 @@ type Question struct {
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"` // the question in one sentence
 	Arguments     []*Argument            `protobuf:"bytes,3,rep,name=arguments,proto3" json:"arguments,omitempty"`
+	Note          string                 `protobuf:"bytes,4,opt,name=note,proto3" json:"note,omitempty"` // what else there is to know; may be empty
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Question) Reset() {
 	*x = Question{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[12]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1016,7 @@ func (x *Question) String() string {
 func (*Question) ProtoMessage() {}
 
 func (x *Question) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[12]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1029,7 @@ func (x *Question) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Question.ProtoReflect.Descriptor instead.
 func (*Question) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{12}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Question) GetName() string {
@@ -992,19 +1053,28 @@ func (x *Question) GetArguments() []*Argument {
 	return nil
 }
 
+func (x *Question) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
 type Argument struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"` // string, int, duration, time, address
+	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"` // string, int, since, address
 	Default       string                 `protobuf:"bytes,3,opt,name=default,proto3" json:"default,omitempty"`
 	Required      bool                   `protobuf:"varint,4,opt,name=required,proto3" json:"required,omitempty"`
+	Text          string                 `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
+	Max           int64                  `protobuf:"varint,6,opt,name=max,proto3" json:"max,omitempty"` // of an int; 0 for any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Argument) Reset() {
 	*x = Argument{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[13]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1086,7 @@ func (x *Argument) String() string {
 func (*Argument) ProtoMessage() {}
 
 func (x *Argument) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[13]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1099,7 @@ func (x *Argument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Argument.ProtoReflect.Descriptor instead.
 func (*Argument) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{13}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Argument) GetName() string {
@@ -1060,6 +1130,20 @@ func (x *Argument) GetRequired() bool {
 	return false
 }
 
+func (x *Argument) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Argument) GetMax() int64 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1068,7 +1152,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[14]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1164,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[14]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1177,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{14}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{15}
 }
 
 type StatusResponse struct {
@@ -1119,7 +1203,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[15]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1215,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[15]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1228,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{15}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -1272,7 +1356,7 @@ type ClusterState struct {
 
 func (x *ClusterState) Reset() {
 	*x = ClusterState{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1368,7 @@ func (x *ClusterState) String() string {
 func (*ClusterState) ProtoMessage() {}
 
 func (x *ClusterState) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[16]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1381,7 @@ func (x *ClusterState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterState.ProtoReflect.Descriptor instead.
 func (*ClusterState) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{16}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ClusterState) GetSource() string {
@@ -1400,7 +1484,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1412,7 +1496,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[17]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1425,7 +1509,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{17}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Agent) GetNode() string {
@@ -1544,7 +1628,7 @@ type EdgesRequest struct {
 
 func (x *EdgesRequest) Reset() {
 	*x = EdgesRequest{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[18]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1640,7 @@ func (x *EdgesRequest) String() string {
 func (*EdgesRequest) ProtoMessage() {}
 
 func (x *EdgesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[18]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1653,7 @@ func (x *EdgesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgesRequest.ProtoReflect.Descriptor instead.
 func (*EdgesRequest) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{18}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EdgesRequest) GetSince() int64 {
@@ -1605,7 +1689,7 @@ type EdgesResponse struct {
 
 func (x *EdgesResponse) Reset() {
 	*x = EdgesResponse{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[19]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1701,7 @@ func (x *EdgesResponse) String() string {
 func (*EdgesResponse) ProtoMessage() {}
 
 func (x *EdgesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[19]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1714,7 @@ func (x *EdgesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgesResponse.ProtoReflect.Descriptor instead.
 func (*EdgesResponse) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{19}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *EdgesResponse) GetEnds() []*EdgeEnd {
@@ -1671,7 +1755,7 @@ type EdgeEnd struct {
 
 func (x *EdgeEnd) Reset() {
 	*x = EdgeEnd{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[20]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1767,7 @@ func (x *EdgeEnd) String() string {
 func (*EdgeEnd) ProtoMessage() {}
 
 func (x *EdgeEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[20]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1780,7 @@ func (x *EdgeEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeEnd.ProtoReflect.Descriptor instead.
 func (*EdgeEnd) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{20}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EdgeEnd) GetKind() EndpointKind {
@@ -1788,7 +1872,7 @@ type Edge struct {
 
 func (x *Edge) Reset() {
 	*x = Edge{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[21]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +1884,7 @@ func (x *Edge) String() string {
 func (*Edge) ProtoMessage() {}
 
 func (x *Edge) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[21]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +1897,7 @@ func (x *Edge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Edge.ProtoReflect.Descriptor instead.
 func (*Edge) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{21}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Edge) GetSource() uint32 {
@@ -1953,7 +2037,7 @@ type TimelineRequest struct {
 
 func (x *TimelineRequest) Reset() {
 	*x = TimelineRequest{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[22]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2049,7 @@ func (x *TimelineRequest) String() string {
 func (*TimelineRequest) ProtoMessage() {}
 
 func (x *TimelineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[22]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2062,7 @@ func (x *TimelineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimelineRequest.ProtoReflect.Descriptor instead.
 func (*TimelineRequest) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{22}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TimelineRequest) GetSince() int64 {
@@ -2011,7 +2095,7 @@ type TimelineResponse struct {
 
 func (x *TimelineResponse) Reset() {
 	*x = TimelineResponse{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[23]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2023,7 +2107,7 @@ func (x *TimelineResponse) String() string {
 func (*TimelineResponse) ProtoMessage() {}
 
 func (x *TimelineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[23]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2036,7 +2120,7 @@ func (x *TimelineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimelineResponse.ProtoReflect.Descriptor instead.
 func (*TimelineResponse) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{23}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TimelineResponse) GetChanges() []*Change {
@@ -2062,7 +2146,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[24]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2074,7 +2158,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[24]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2087,7 +2171,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{24}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Change) GetTime() int64 {
@@ -2206,23 +2290,31 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\targuments\x18\x02 \x03(\v2'.flowaudit.v1.RunRequest.ArgumentsEntryR\targuments\x1a<\n" +
 	"\x0eArgumentsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8b\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa1\x01\n" +
 	"\vRunResponse\x12\x18\n" +
 	"\acolumns\x18\x01 \x03(\tR\acolumns\x12.\n" +
 	"\x04rows\x18\x02 \x03(\v2\x1a.google.protobuf.ListValueR\x04rows\x122\n" +
-	"\bcoverage\x18\x03 \x01(\v2\x16.flowaudit.v1.CoverageR\bcoverage\"\r\n" +
+	"\bcoverage\x18\x03 \x01(\v2\x16.flowaudit.v1.CoverageR\bcoverage\x12\x14\n" +
+	"\x05types\x18\x04 \x03(\tR\x05types\"=\n" +
+	"\n" +
+	"SqlRequest\x12\x14\n" +
+	"\x05query\x18\x01 \x01(\tR\x05query\x12\x19\n" +
+	"\bmax_rows\x18\x02 \x01(\x04R\amaxRows\"\r\n" +
 	"\vListRequest\"D\n" +
 	"\fListResponse\x124\n" +
-	"\tquestions\x18\x01 \x03(\v2\x16.flowaudit.v1.QuestionR\tquestions\"h\n" +
+	"\tquestions\x18\x01 \x03(\v2\x16.flowaudit.v1.QuestionR\tquestions\"|\n" +
 	"\bQuestion\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x124\n" +
-	"\targuments\x18\x03 \x03(\v2\x16.flowaudit.v1.ArgumentR\targuments\"h\n" +
+	"\targuments\x18\x03 \x03(\v2\x16.flowaudit.v1.ArgumentR\targuments\x12\x12\n" +
+	"\x04note\x18\x04 \x01(\tR\x04note\"\x8e\x01\n" +
 	"\bArgument\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
 	"\adefault\x18\x03 \x01(\tR\adefault\x12\x1a\n" +
-	"\brequired\x18\x04 \x01(\bR\brequired\"\x0f\n" +
+	"\brequired\x18\x04 \x01(\bR\brequired\x12\x12\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text\x12\x10\n" +
+	"\x03max\x18\x06 \x01(\x03R\x03max\"\x0f\n" +
 	"\rStatusRequest\"\xbf\x03\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
@@ -2349,10 +2441,11 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\x17CHANGE_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12CHANGE_KIND_POLICY\x10\x01\x12\x19\n" +
 	"\x15CHANGE_KIND_NAMESPACE\x10\x02\x12\x18\n" +
-	"\x14CHANGE_KIND_IDENTITY\x10\x032\xa4\x03\n" +
+	"\x14CHANGE_KIND_IDENTITY\x10\x032\xe2\x03\n" +
 	"\x05Query\x12H\n" +
 	"\aObserve\x12\x1c.flowaudit.v1.ObserveRequest\x1a\x1d.flowaudit.v1.ObserveResponse0\x01\x12<\n" +
-	"\x03Run\x12\x18.flowaudit.v1.RunRequest\x1a\x19.flowaudit.v1.RunResponse0\x01\x12=\n" +
+	"\x03Run\x12\x18.flowaudit.v1.RunRequest\x1a\x19.flowaudit.v1.RunResponse0\x01\x12<\n" +
+	"\x03Sql\x12\x18.flowaudit.v1.SqlRequest\x1a\x19.flowaudit.v1.RunResponse0\x01\x12=\n" +
 	"\x04List\x12\x19.flowaudit.v1.ListRequest\x1a\x1a.flowaudit.v1.ListResponse\x12C\n" +
 	"\x06Status\x12\x1b.flowaudit.v1.StatusRequest\x1a\x1c.flowaudit.v1.StatusResponse\x12B\n" +
 	"\x05Edges\x12\x1a.flowaudit.v1.EdgesRequest\x1a\x1b.flowaudit.v1.EdgesResponse0\x01\x12K\n" +
@@ -2371,7 +2464,7 @@ func file_flowaudit_v1_query_proto_rawDescGZIP() []byte {
 }
 
 var file_flowaudit_v1_query_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_flowaudit_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_flowaudit_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_flowaudit_v1_query_proto_goTypes = []any{
 	(LabelOp)(0),               // 0: flowaudit.v1.LabelOp
 	(Exemption)(0),             // 1: flowaudit.v1.Exemption
@@ -2386,33 +2479,34 @@ var file_flowaudit_v1_query_proto_goTypes = []any{
 	(*ObserveResponse)(nil),    // 10: flowaudit.v1.ObserveResponse
 	(*RunRequest)(nil),         // 11: flowaudit.v1.RunRequest
 	(*RunResponse)(nil),        // 12: flowaudit.v1.RunResponse
-	(*ListRequest)(nil),        // 13: flowaudit.v1.ListRequest
-	(*ListResponse)(nil),       // 14: flowaudit.v1.ListResponse
-	(*Question)(nil),           // 15: flowaudit.v1.Question
-	(*Argument)(nil),           // 16: flowaudit.v1.Argument
-	(*StatusRequest)(nil),      // 17: flowaudit.v1.StatusRequest
-	(*StatusResponse)(nil),     // 18: flowaudit.v1.StatusResponse
-	(*ClusterState)(nil),       // 19: flowaudit.v1.ClusterState
-	(*Agent)(nil),              // 20: flowaudit.v1.Agent
-	(*EdgesRequest)(nil),       // 21: flowaudit.v1.EdgesRequest
-	(*EdgesResponse)(nil),      // 22: flowaudit.v1.EdgesResponse
-	(*EdgeEnd)(nil),            // 23: flowaudit.v1.EdgeEnd
-	(*Edge)(nil),               // 24: flowaudit.v1.Edge
-	(*TimelineRequest)(nil),    // 25: flowaudit.v1.TimelineRequest
-	(*TimelineResponse)(nil),   // 26: flowaudit.v1.TimelineResponse
-	(*Change)(nil),             // 27: flowaudit.v1.Change
-	nil,                        // 28: flowaudit.v1.RunRequest.ArgumentsEntry
-	nil,                        // 29: flowaudit.v1.EdgeEnd.LabelsEntry
-	(Verdict)(0),               // 30: flowaudit.v1.Verdict
-	(Direction)(0),             // 31: flowaudit.v1.Direction
-	(Assessment)(0),            // 32: flowaudit.v1.Assessment
-	(*Flows)(nil),              // 33: flowaudit.v1.Flows
-	(*Coverage)(nil),           // 34: flowaudit.v1.Coverage
-	(*structpb.ListValue)(nil), // 35: google.protobuf.ListValue
-	(Scope)(0),                 // 36: flowaudit.v1.Scope
-	(*Gap)(nil),                // 37: flowaudit.v1.Gap
-	(EndpointKind)(0),          // 38: flowaudit.v1.EndpointKind
-	(Caveat)(0),                // 39: flowaudit.v1.Caveat
+	(*SqlRequest)(nil),         // 13: flowaudit.v1.SqlRequest
+	(*ListRequest)(nil),        // 14: flowaudit.v1.ListRequest
+	(*ListResponse)(nil),       // 15: flowaudit.v1.ListResponse
+	(*Question)(nil),           // 16: flowaudit.v1.Question
+	(*Argument)(nil),           // 17: flowaudit.v1.Argument
+	(*StatusRequest)(nil),      // 18: flowaudit.v1.StatusRequest
+	(*StatusResponse)(nil),     // 19: flowaudit.v1.StatusResponse
+	(*ClusterState)(nil),       // 20: flowaudit.v1.ClusterState
+	(*Agent)(nil),              // 21: flowaudit.v1.Agent
+	(*EdgesRequest)(nil),       // 22: flowaudit.v1.EdgesRequest
+	(*EdgesResponse)(nil),      // 23: flowaudit.v1.EdgesResponse
+	(*EdgeEnd)(nil),            // 24: flowaudit.v1.EdgeEnd
+	(*Edge)(nil),               // 25: flowaudit.v1.Edge
+	(*TimelineRequest)(nil),    // 26: flowaudit.v1.TimelineRequest
+	(*TimelineResponse)(nil),   // 27: flowaudit.v1.TimelineResponse
+	(*Change)(nil),             // 28: flowaudit.v1.Change
+	nil,                        // 29: flowaudit.v1.RunRequest.ArgumentsEntry
+	nil,                        // 30: flowaudit.v1.EdgeEnd.LabelsEntry
+	(Verdict)(0),               // 31: flowaudit.v1.Verdict
+	(Direction)(0),             // 32: flowaudit.v1.Direction
+	(Assessment)(0),            // 33: flowaudit.v1.Assessment
+	(*Flows)(nil),              // 34: flowaudit.v1.Flows
+	(*Coverage)(nil),           // 35: flowaudit.v1.Coverage
+	(*structpb.ListValue)(nil), // 36: google.protobuf.ListValue
+	(Scope)(0),                 // 37: flowaudit.v1.Scope
+	(*Gap)(nil),                // 38: flowaudit.v1.Gap
+	(EndpointKind)(0),          // 39: flowaudit.v1.EndpointKind
+	(Caveat)(0),                // 40: flowaudit.v1.Caveat
 }
 var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	0,  // 0: flowaudit.v1.LabelTerm.op:type_name -> flowaudit.v1.LabelOp
@@ -2422,50 +2516,52 @@ var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	6,  // 4: flowaudit.v1.Selector.either:type_name -> flowaudit.v1.Ends
 	6,  // 5: flowaudit.v1.Selector.from:type_name -> flowaudit.v1.Ends
 	6,  // 6: flowaudit.v1.Selector.to:type_name -> flowaudit.v1.Ends
-	30, // 7: flowaudit.v1.Selector.verdicts:type_name -> flowaudit.v1.Verdict
-	31, // 8: flowaudit.v1.Selector.directions:type_name -> flowaudit.v1.Direction
-	32, // 9: flowaudit.v1.Selector.assessments:type_name -> flowaudit.v1.Assessment
+	31, // 7: flowaudit.v1.Selector.verdicts:type_name -> flowaudit.v1.Verdict
+	32, // 8: flowaudit.v1.Selector.directions:type_name -> flowaudit.v1.Direction
+	33, // 9: flowaudit.v1.Selector.assessments:type_name -> flowaudit.v1.Assessment
 	7,  // 10: flowaudit.v1.Filter.match:type_name -> flowaudit.v1.Selector
 	7,  // 11: flowaudit.v1.Filter.not:type_name -> flowaudit.v1.Selector
 	8,  // 12: flowaudit.v1.ObserveRequest.filter:type_name -> flowaudit.v1.Filter
-	33, // 13: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
-	34, // 14: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
-	28, // 15: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
-	35, // 16: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
-	34, // 17: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
-	15, // 18: flowaudit.v1.ListResponse.questions:type_name -> flowaudit.v1.Question
-	16, // 19: flowaudit.v1.Question.arguments:type_name -> flowaudit.v1.Argument
-	20, // 20: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
-	19, // 21: flowaudit.v1.StatusResponse.cluster:type_name -> flowaudit.v1.ClusterState
-	36, // 22: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
-	37, // 23: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
-	23, // 24: flowaudit.v1.EdgesResponse.ends:type_name -> flowaudit.v1.EdgeEnd
-	24, // 25: flowaudit.v1.EdgesResponse.edges:type_name -> flowaudit.v1.Edge
-	34, // 26: flowaudit.v1.EdgesResponse.coverage:type_name -> flowaudit.v1.Coverage
-	38, // 27: flowaudit.v1.EdgeEnd.kind:type_name -> flowaudit.v1.EndpointKind
-	29, // 28: flowaudit.v1.EdgeEnd.labels:type_name -> flowaudit.v1.EdgeEnd.LabelsEntry
-	31, // 29: flowaudit.v1.Edge.direction:type_name -> flowaudit.v1.Direction
-	30, // 30: flowaudit.v1.Edge.verdict:type_name -> flowaudit.v1.Verdict
-	30, // 31: flowaudit.v1.Edge.expected:type_name -> flowaudit.v1.Verdict
-	32, // 32: flowaudit.v1.Edge.assessment:type_name -> flowaudit.v1.Assessment
-	39, // 33: flowaudit.v1.Edge.caveat:type_name -> flowaudit.v1.Caveat
+	34, // 13: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
+	35, // 14: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
+	29, // 15: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
+	36, // 16: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
+	35, // 17: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
+	16, // 18: flowaudit.v1.ListResponse.questions:type_name -> flowaudit.v1.Question
+	17, // 19: flowaudit.v1.Question.arguments:type_name -> flowaudit.v1.Argument
+	21, // 20: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
+	20, // 21: flowaudit.v1.StatusResponse.cluster:type_name -> flowaudit.v1.ClusterState
+	37, // 22: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
+	38, // 23: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
+	24, // 24: flowaudit.v1.EdgesResponse.ends:type_name -> flowaudit.v1.EdgeEnd
+	25, // 25: flowaudit.v1.EdgesResponse.edges:type_name -> flowaudit.v1.Edge
+	35, // 26: flowaudit.v1.EdgesResponse.coverage:type_name -> flowaudit.v1.Coverage
+	39, // 27: flowaudit.v1.EdgeEnd.kind:type_name -> flowaudit.v1.EndpointKind
+	30, // 28: flowaudit.v1.EdgeEnd.labels:type_name -> flowaudit.v1.EdgeEnd.LabelsEntry
+	32, // 29: flowaudit.v1.Edge.direction:type_name -> flowaudit.v1.Direction
+	31, // 30: flowaudit.v1.Edge.verdict:type_name -> flowaudit.v1.Verdict
+	31, // 31: flowaudit.v1.Edge.expected:type_name -> flowaudit.v1.Verdict
+	33, // 32: flowaudit.v1.Edge.assessment:type_name -> flowaudit.v1.Assessment
+	40, // 33: flowaudit.v1.Edge.caveat:type_name -> flowaudit.v1.Caveat
 	1,  // 34: flowaudit.v1.Edge.exempt:type_name -> flowaudit.v1.Exemption
-	27, // 35: flowaudit.v1.TimelineResponse.changes:type_name -> flowaudit.v1.Change
+	28, // 35: flowaudit.v1.TimelineResponse.changes:type_name -> flowaudit.v1.Change
 	2,  // 36: flowaudit.v1.Change.kind:type_name -> flowaudit.v1.ChangeKind
 	9,  // 37: flowaudit.v1.Query.Observe:input_type -> flowaudit.v1.ObserveRequest
 	11, // 38: flowaudit.v1.Query.Run:input_type -> flowaudit.v1.RunRequest
-	13, // 39: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
-	17, // 40: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
-	21, // 41: flowaudit.v1.Query.Edges:input_type -> flowaudit.v1.EdgesRequest
-	25, // 42: flowaudit.v1.Query.Timeline:input_type -> flowaudit.v1.TimelineRequest
-	10, // 43: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
-	12, // 44: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
-	14, // 45: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
-	18, // 46: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
-	22, // 47: flowaudit.v1.Query.Edges:output_type -> flowaudit.v1.EdgesResponse
-	26, // 48: flowaudit.v1.Query.Timeline:output_type -> flowaudit.v1.TimelineResponse
-	43, // [43:49] is the sub-list for method output_type
-	37, // [37:43] is the sub-list for method input_type
+	13, // 39: flowaudit.v1.Query.Sql:input_type -> flowaudit.v1.SqlRequest
+	14, // 40: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
+	18, // 41: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
+	22, // 42: flowaudit.v1.Query.Edges:input_type -> flowaudit.v1.EdgesRequest
+	26, // 43: flowaudit.v1.Query.Timeline:input_type -> flowaudit.v1.TimelineRequest
+	10, // 44: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
+	12, // 45: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
+	12, // 46: flowaudit.v1.Query.Sql:output_type -> flowaudit.v1.RunResponse
+	15, // 47: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
+	19, // 48: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
+	23, // 49: flowaudit.v1.Query.Edges:output_type -> flowaudit.v1.EdgesResponse
+	27, // 50: flowaudit.v1.Query.Timeline:output_type -> flowaudit.v1.TimelineResponse
+	44, // [44:51] is the sub-list for method output_type
+	37, // [37:44] is the sub-list for method input_type
 	37, // [37:37] is the sub-list for extension type_name
 	37, // [37:37] is the sub-list for extension extendee
 	0,  // [0:37] is the sub-list for field type_name
@@ -2483,7 +2579,7 @@ func file_flowaudit_v1_query_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flowaudit_v1_query_proto_rawDesc), len(file_flowaudit_v1_query_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Query_Observe_FullMethodName  = "/flowaudit.v1.Query/Observe"
 	Query_Run_FullMethodName      = "/flowaudit.v1.Query/Run"
+	Query_Sql_FullMethodName      = "/flowaudit.v1.Query/Sql"
 	Query_List_FullMethodName     = "/flowaudit.v1.Query/List"
 	Query_Status_FullMethodName   = "/flowaudit.v1.Query/Status"
 	Query_Edges_FullMethodName    = "/flowaudit.v1.Query/Edges"
@@ -38,6 +39,9 @@ type QueryClient interface {
 	Observe(ctx context.Context, in *ObserveRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ObserveResponse], error)
 	// Run answers a named question of the queries folder.
 	Run(ctx context.Context, in *RunRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunResponse], error)
+	// Sql answers one SELECT over the views that questions read. It cannot
+	// change anything, nor read or write files, and is limited in time and rows.
+	Sql(ctx context.Context, in *SqlRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunResponse], error)
 	// List names the questions that Run knows.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Status says how the collector and its agents are.
@@ -95,6 +99,25 @@ func (c *queryClient) Run(ctx context.Context, in *RunRequest, opts ...grpc.Call
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Query_RunClient = grpc.ServerStreamingClient[RunResponse]
 
+func (c *queryClient) Sql(ctx context.Context, in *SqlRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Query_ServiceDesc.Streams[2], Query_Sql_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SqlRequest, RunResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Query_SqlClient = grpc.ServerStreamingClient[RunResponse]
+
 func (c *queryClient) List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListResponse)
@@ -117,7 +140,7 @@ func (c *queryClient) Status(ctx context.Context, in *StatusRequest, opts ...grp
 
 func (c *queryClient) Edges(ctx context.Context, in *EdgesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EdgesResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Query_ServiceDesc.Streams[2], Query_Edges_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Query_ServiceDesc.Streams[3], Query_Edges_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +159,7 @@ type Query_EdgesClient = grpc.ServerStreamingClient[EdgesResponse]
 
 func (c *queryClient) Timeline(ctx context.Context, in *TimelineRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TimelineResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Query_ServiceDesc.Streams[3], Query_Timeline_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Query_ServiceDesc.Streams[4], Query_Timeline_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -162,6 +185,9 @@ type QueryServer interface {
 	Observe(*ObserveRequest, grpc.ServerStreamingServer[ObserveResponse]) error
 	// Run answers a named question of the queries folder.
 	Run(*RunRequest, grpc.ServerStreamingServer[RunResponse]) error
+	// Sql answers one SELECT over the views that questions read. It cannot
+	// change anything, nor read or write files, and is limited in time and rows.
+	Sql(*SqlRequest, grpc.ServerStreamingServer[RunResponse]) error
 	// List names the questions that Run knows.
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Status says how the collector and its agents are.
@@ -186,6 +212,9 @@ func (UnimplementedQueryServer) Observe(*ObserveRequest, grpc.ServerStreamingSer
 }
 func (UnimplementedQueryServer) Run(*RunRequest, grpc.ServerStreamingServer[RunResponse]) error {
 	return status.Error(codes.Unimplemented, "method Run not implemented")
+}
+func (UnimplementedQueryServer) Sql(*SqlRequest, grpc.ServerStreamingServer[RunResponse]) error {
+	return status.Error(codes.Unimplemented, "method Sql not implemented")
 }
 func (UnimplementedQueryServer) List(context.Context, *ListRequest) (*ListResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
@@ -241,6 +270,17 @@ func _Query_Run_Handler(srv interface{}, stream grpc.ServerStream) error {
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Query_RunServer = grpc.ServerStreamingServer[RunResponse]
+
+func _Query_Sql_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(SqlRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(QueryServer).Sql(m, &grpc.GenericServerStream[SqlRequest, RunResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Query_SqlServer = grpc.ServerStreamingServer[RunResponse]
 
 func _Query_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListRequest)
@@ -325,6 +365,11 @@ var Query_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Run",
 			Handler:       _Query_Run_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Sql",
+			Handler:       _Query_Sql_Handler,
 			ServerStreams: true,
 		},
 		{

@@ -1,36 +1,38 @@
-package duckdb
+package columns
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 
 	"github.com/flowaudit/flowaudit/flow"
 )
 
-// condition is SQL with its arguments. Values are always bound.
-type condition struct {
-	sql  strings.Builder
-	args []any
+// Dialect is how a store's database says what databases say differently. Each
+// is a format for a column; a value follows as a bound argument.
+type Dialect struct {
+	HasPrefix string // such as "starts_with(%s, ?)"
+	Contains  string // such as "contains(%s, ?)"
+	HasAddr   string // of an address column: it is not empty
+	Addr      string // a bound address, 16 bytes, such as "?"
+	Verdict   string // the column of the verdict, as a number
+	// SourceEnd and DestinationEnd are how the columns of ends begin.
+	SourceEnd, DestinationEnd string
 }
 
-func (c *condition) and(sql string, args ...any) {
-	c.sql.WriteString(" AND (")
-	c.sql.WriteString(sql)
-	c.sql.WriteString(")")
-	c.args = append(c.args, args...)
-}
-
-// keyCondition is what the filter says of a key k and its endpoints s and d.
-// It begins with " AND", or is empty. It says the same as flow.Filter.Matches.
-func keyCondition(f *flow.Filter) *condition {
-	c := &condition{}
-	for _, t := range selectorTerms(&f.Match) {
-		c.and(t.sql, t.args...)
+// Condition is what a filter says of a key k and its ends, as SQL with the
+// arguments that are bound in it. It begins with " AND", or is empty. It says
+// the same as flow.Filter.Matches.
+func (d *Dialect) Condition(f *flow.Filter) (sql string, args []any) {
+	for _, t := range d.selectorTerms(&f.Match) {
+		sql += " AND (" + t.sql + ")"
+		args = append(args, t.args...)
 	}
-	for _, t := range selectorTerms(&f.Not) {
-		c.and("NOT ("+t.sql+")", t.args...)
+	for _, t := range d.selectorTerms(&f.Not) {
+		sql += " AND (NOT (" + t.sql + "))"
+		args = append(args, t.args...)
 	}
-	return c
+	return sql, args
 }
 
 type term struct {
@@ -39,7 +41,7 @@ type term struct {
 }
 
 // selectorTerms are the conditions of the fields that are set.
-func selectorTerms(s *flow.Selector) []term {
+func (d *Dialect) selectorTerms(s *flow.Selector) []term {
 	var terms []term
 	add := func(t term, set bool) {
 		if set {
@@ -50,58 +52,58 @@ func selectorTerms(s *flow.Selector) []term {
 	if len(s.Ports) > 0 {
 		a := list("k.port", s.Ports)
 		b := list("k.service_port", s.Ports)
-		add(term{"k.protocol IN (6, 17, 132) AND " + a.sql + " OR octet_length(k.service_addr) > 0 AND " + b.sql, append(a.args, b.args...)}, true)
+		add(term{"k.protocol IN (6, 17, 132) AND " + a.sql + " OR " + fmt.Sprintf(d.HasAddr, "k.service_addr") + " AND " + b.sql, append(a.args, b.args...)}, true)
 	}
 	add(list("k.protocol", s.Protocols), len(s.Protocols) > 0)
-	add(list("k.verdict", s.Verdicts), len(s.Verdicts) > 0)
+	add(list(d.Verdict, s.Verdicts), len(s.Verdicts) > 0)
 	add(list("k.direction", s.Directions), len(s.Directions) > 0)
 	add(list("k.assessment", s.Assessments), len(s.Assessments) > 0)
 	add(list("k.node", s.Nodes), len(s.Nodes) > 0)
 	add(list("k.cluster", s.Clusters), len(s.Clusters) > 0)
-	from, to := endTerms(&s.From, "s"), endTerms(&s.To, "d")
+	from, to := d.endTerms(&s.From, d.SourceEnd), d.endTerms(&s.To, d.DestinationEnd)
 	for i := range from {
 		add(from[i], from[i].sql != "")
 		add(to[i], to[i].sql != "")
 	}
-	a, b := endTerms(&s.Either, "s"), endTerms(&s.Either, "d")
+	a, b := d.endTerms(&s.Either, d.SourceEnd), d.endTerms(&s.Either, d.DestinationEnd)
 	for i := range a {
 		add(term{"(" + a[i].sql + ") OR (" + b[i].sql + ")", append(a[i].args, b[i].args...)}, a[i].sql != "")
 	}
 	return terms
 }
 
-// endTerms are the conditions on the endpoint with an alias, one a field,
+// endTerms are the conditions on the end whose columns begin so, one a field,
 // empty where it is not set.
-func endTerms(e *flow.Ends, alias string) [5]term {
+func (d *Dialect) endTerms(e *flow.Ends, alias string) [5]term {
 	var t [5]term
 	if len(e.Namespaces) > 0 {
-		t[0] = list(alias+".namespace", e.Namespaces)
+		t[0] = list(alias+"namespace", e.Namespaces)
 	}
 	t[1] = anyOf(e.Pods, func(p flow.PodPrefix) term {
-		return term{alias + ".pod <> '' AND starts_with(" + alias + ".pod, ?) AND ? IN ('', " + alias + ".namespace)", []any{p.Name, p.Namespace}}
+		return term{alias + "pod <> '' AND " + fmt.Sprintf(d.HasPrefix, alias+"pod") + " AND (? = '' OR " + alias + "namespace = ?)", []any{p.Name, p.Namespace, p.Namespace}}
 	})
 	t[2] = anyOf(e.Workloads, func(w flow.WorkloadName) term {
 		return term{
-			alias + ".workload = ? AND ? IN ('', " + alias + ".namespace) AND lower(?) IN ('', lower(" + alias + ".workload_kind))",
-			[]any{w.Name, w.Namespace, w.Kind},
+			alias + "workload = ? AND (? = '' OR " + alias + "namespace = ?) AND (? = '' OR lower(" + alias + "workload_kind) = lower(?))",
+			[]any{w.Name, w.Namespace, w.Namespace, w.Kind, w.Kind},
 		}
 	})
 	t[3] = anyOf(e.Prefixes, func(p netip.Prefix) term {
-		own, service := within(alias+".addr", p), within("k.service_addr", p)
+		own, service := d.within(alias+"addr", p), d.within("k.service_addr", p)
 		// The Service's address counts as the destination's, and as the
 		// source's where a pod talks to itself through it.
-		return term{own.sql + " OR d.addr = " + alias + ".addr AND " + service.sql, append(own.args, service.args...)}
+		return term{own.sql + " OR " + d.DestinationEnd + "addr = " + alias + "addr AND " + fmt.Sprintf(d.HasAddr, "k.service_addr") + " AND " + service.sql, append(own.args, service.args...)}
 	})
 	if len(e.Labels) > 0 {
-		t[4] = labelTerms(e.Labels, alias)
+		t[4] = d.labelTerms(e.Labels, alias)
 	}
 	return t
 }
 
-func labelTerms(labels []flow.LabelTerm, alias string) term {
-	out := term{sql: alias + ".pod <> ''"}
+func (d *Dialect) labelTerms(labels []flow.LabelTerm, alias string) term {
+	out := term{sql: alias + "pod <> ''"}
 	for _, l := range labels {
-		exists := "contains(" + alias + ".labels, ?)"
+		exists := fmt.Sprintf(d.Contains, alias+"labels")
 		existsArg := "\n" + l.Key + "="
 		has := anyOf(l.Values, func(v string) term { return term{exists, []any{"\n" + l.Key + "=" + v + "\n"}} })
 		if has.sql == "" {
@@ -164,13 +166,13 @@ func anyOf[T any](values []T, f func(T) term) term {
 }
 
 // within says that a stored address lies in a prefix.
-func within(column string, p netip.Prefix) term {
+func (d *Dialect) within(column string, p netip.Prefix) term {
 	lo, hi := bounds16(p)
-	t := term{column + " BETWEEN ? AND ?", []any{lo, hi}}
+	t := term{column + " BETWEEN " + d.Addr + " AND " + d.Addr, []any{lo, hi}}
 	if !p.Addr().Is4() {
 		// IPv4 is stored mapped, and no IPv6 prefix contains it.
 		first, last := bounds16(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
-		t.sql += " AND " + column + " NOT BETWEEN ? AND ?"
+		t.sql += " AND NOT (" + column + " BETWEEN " + d.Addr + " AND " + d.Addr + ")"
 		t.args = append(t.args, first, last)
 	}
 	return t

@@ -1,0 +1,189 @@
+// Package clickhouse keeps flows in a ClickHouse server or cluster, which any number of collectors share.
+package clickhouse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+
+	"github.com/flowaudit/flowaudit/collector/store"
+)
+
+// Options configure a Store.
+type Options struct {
+	// URL names the server, the database and how to get there:
+	// clickhouse://user:password@host:9000,host2:9000/flowaudit?secure=true,
+	// or http:// and https:// for its HTTP port. The parameters are the
+	// driver's, and cluster=NAME for a cluster of that name.
+	URL   string
+	Slice time.Duration // how much time one partition holds, by arrival; 0 takes a day
+	// Pace is how far apart writes begin at least, so that a server gets few
+	// large ones rather than many small ones; 0 takes 250 ms, negative none.
+	Pace   time.Duration
+	Logger *slog.Logger
+	// Now tells the time of arrival; nil takes time.Now.
+	Now func() time.Time
+}
+
+const (
+	defaultSlice    = 24 * time.Hour
+	defaultPace     = 250 * time.Millisecond
+	defaultDatabase = "flowaudit"
+	openTimeout     = 30 * time.Second
+)
+
+// Store keeps flows in a database of a server.
+type Store struct {
+	o        Options
+	conn     driver.Conn
+	database string
+	cluster  string // empty for a single server
+	server   server
+
+	// write is held by the one who appends.
+	write sync.Mutex
+	began time.Time // of the last write
+	known knownKeys
+
+	// edges is held by the one who sums up hours.
+	edges   sync.Mutex
+	eager   bool // sums up whatever it costs
+	summed  time.Time
+	sumCost time.Duration
+}
+
+var _ store.Store = (*Store)(nil)
+
+// Open connects to the server, and makes or migrates the database.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	if o.Slice == 0 {
+		o.Slice = defaultSlice
+	}
+	if o.Pace == 0 {
+		o.Pace = defaultPace
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil || o.Slice < time.Minute {
+		return nil, errors.New("open store: Logger must be set, and Slice be 1m at least")
+	}
+	options, cluster, err := parseURL(o.URL)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{o: o, database: options.Auth.Database, cluster: cluster, known: make(knownKeys)}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	if err := s.prepare(ctx, *options); err != nil {
+		return nil, fmt.Errorf("open ClickHouse at %s: %w", strings.Join(options.Addr, ","), err)
+	}
+	if s.conn, err = clickhouse.Open(options); err != nil {
+		return nil, fmt.Errorf("open ClickHouse at %s: %w", strings.Join(options.Addr, ","), err)
+	}
+	if err := s.migrate(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open ClickHouse at %s: %w", strings.Join(options.Addr, ","), err), s.conn.Close())
+	}
+	return s, nil
+}
+
+// parseURL reads Options.URL.
+func parseURL(text string) (o *clickhouse.Options, cluster string, err error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return nil, "", errors.New("open store: the ClickHouse URL cannot be read: want clickhouse://user:password@host:9000/database") // it may hold a password
+	}
+	parameters := u.Query()
+	cluster = parameters.Get("cluster")
+	if strings.ContainsAny(cluster, "'`\\") {
+		return nil, "", fmt.Errorf("open store: %q is no name of a cluster", cluster)
+	}
+	parameters.Del("cluster")
+	u.RawQuery = parameters.Encode()
+	if o, err = clickhouse.ParseDSN(u.String()); err != nil {
+		return nil, "", fmt.Errorf("open store: %w", err)
+	}
+	if o.Auth.Database == "" {
+		o.Auth.Database = defaultDatabase
+	}
+	if !isName(o.Auth.Database) {
+		return nil, "", fmt.Errorf("open store: %q is no name of a database: want letters, digits and _", o.Auth.Database)
+	}
+	if o.Settings == nil {
+		o.Settings = clickhouse.Settings{}
+	}
+	return o, cluster, nil
+}
+
+func isName(s string) bool {
+	for _, c := range s {
+		if c != '_' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// prepare asks the server what it is, and makes the database.
+func (s *Store) prepare(ctx context.Context, o clickhouse.Options) error {
+	o.Auth.Database = "default"
+	conn, err := clickhouse.Open(&o)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if s.server, err = ask(ctx, conn); err != nil {
+		return err
+	}
+	return conn.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+s.database+s.onCluster())
+}
+
+// onCluster ends the head of a statement that defines something.
+func (s *Store) onCluster() string {
+	if s.cluster == "" {
+		return ""
+	}
+	return " ON CLUSTER `" + s.cluster + "`"
+}
+
+// settings adds settings to what is asked within ctx.
+func settings(ctx context.Context, more clickhouse.Settings) context.Context {
+	return clickhouse.Context(ctx, clickhouse.WithSettings(more))
+}
+
+// slot numbers the partition of what arrives at a time.
+func (s *Store) slot(t time.Time) uint32 { return uint32(t.UnixMilli() / s.o.Slice.Milliseconds()) }
+
+// Stats implements store.Store.
+func (s *Store) Stats(ctx context.Context) (store.Stats, error) {
+	out := store.Stats{Kind: "clickhouse"}
+	var oldest int64
+	if err := s.conn.QueryRow(ctx, "SELECT count(), min(start) FROM flow WHERE copy NOT IN (SELECT copy FROM excluded)").Scan(&out.Flows, &oldest); err != nil {
+		return out, fmt.Errorf("read size of ClickHouse: %w", err)
+	}
+	if out.Flows > 0 {
+		out.Oldest = time.UnixMilli(oldest)
+	}
+	var slices uint64
+	if err := s.conn.QueryRow(ctx, `SELECT sum(bytes_on_disk), uniqExact(partition) FROM system.parts WHERE active AND database = currentDatabase()
+		AND table IN ('flow', 'flow_local')`).Scan(&out.Bytes, &slices); err != nil {
+		return out, fmt.Errorf("read size of ClickHouse: %w", err)
+	}
+	out.Slices = int(slices)
+	return out, nil
+}
+
+// Close implements store.Store.
+func (s *Store) Close() error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	return s.conn.Close()
+}

@@ -1,0 +1,144 @@
+package duckdb
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/collector/store/columns"
+	"github.com/flowaudit/flowaudit/flow"
+	"github.com/flowaudit/flowaudit/queries"
+)
+
+// openEdges is a database in memory with the edges of the slices that no month
+// holds yet, in a month's form.
+const openEdges = "open_edges"
+
+// freshness says of when what is made anew for questions is.
+type freshness struct {
+	mu     sync.Mutex
+	flows  uint64        // of the open slices, when their edges were made
+	slices string        // names of these
+	made   time.Time     // of the edges
+	cost   time.Duration // of making them
+	rules  uint64        // the timeline's sequence when its rules were listed
+	listed bool
+	eager  bool // makes edges whatever it costs
+}
+
+const (
+	// cheap is what making edges may cost each question that reads them.
+	cheap = 100 * time.Millisecond
+	// restFactor bounds the share of the time that goes into making dearer ones.
+	restFactor = 5
+)
+
+// refresh makes what an SQL text reads and no file holds. The list of slices
+// must not change.
+func (s *Store) refresh(ctx context.Context, text string) error {
+	s.fresh.mu.Lock()
+	defer s.fresh.mu.Unlock()
+	if queries.Reads(text, "edges") {
+		if err := s.refreshEdges(ctx); err != nil {
+			return fmt.Errorf("make edges of the newest flows: %w", err)
+		}
+	}
+	if queries.Reads(text, "rules") {
+		if err := s.refreshRules(ctx); err != nil {
+			return fmt.Errorf("list rules of policies: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *Store) refreshEdges(ctx context.Context) error {
+	var open []*slice
+	var flows uint64
+	var names string
+	for _, sl := range s.slices {
+		if own := s.months[monthOf(sl.begin)]; own == nil || !own.done[sl.name] {
+			open, flows, names = append(open, sl), flows+sl.flows, names+" "+sl.name
+		}
+	}
+	f := &s.fresh
+	if f.slices == names && (f.flows == flows || !f.eager && f.cost > cheap && time.Since(f.made) < restFactor*f.cost) {
+		return nil
+	}
+	began := time.Now()
+	var ends, counts [][]driver.Value
+	ids := make(map[flow.EdgeKey]uint32)
+	for _, sl := range open {
+		edges, err := s.edgesOf(ctx, sl)
+		if err != nil {
+			return err
+		}
+		for hour, list := range edges {
+			for _, e := range list {
+				id, known := ids[e.EdgeKey]
+				if !known {
+					id = uint32(len(ids))
+					ids[e.EdgeKey] = id
+					ends = append(ends, edgeRow(id, e))
+				}
+				counts = append(counts, hourRow(id, hour, e))
+			}
+		}
+	}
+	if err := s.replace(ctx, openEdges, map[string][][]driver.Value{"edge": ends, "hour": counts}); err != nil {
+		return err
+	}
+	f.slices, f.flows, f.made, f.cost = names, flows, time.Now(), time.Since(began)
+	return nil
+}
+
+func (s *Store) refreshRules(ctx context.Context) error {
+	changes := make(map[changeKey]newestChange)
+	s.timeline.mu.Lock()
+	sequence := s.timeline.sequence
+	for k, n := range s.timeline.newest {
+		if k.kind == flow.ChangePolicy && !n.deleted {
+			changes[k] = n
+		}
+	}
+	s.timeline.mu.Unlock()
+	if s.fresh.listed && s.fresh.rules == sequence {
+		return nil
+	}
+	var rows [][]driver.Value
+	for k, n := range changes {
+		for _, r := range store.Rules(&flow.Change{Kind: k.kind, Object: n.object}) {
+			rows = append(rows, []driver.Value{
+				k.cluster, k.namespace, k.name, columns.RuleName(k.namespace, k.name, r.Name), r.Side, r.Name, boolByte(r.AllPods),
+			})
+		}
+	}
+	if err := s.replace(ctx, "memory", map[string][][]driver.Value{"rule": rows}); err != nil {
+		return err
+	}
+	s.fresh.rules, s.fresh.listed = sequence, true
+	return nil
+}
+
+// replace gives tables of a database in memory other rows.
+func (s *Store) replace(ctx context.Context, database string, tables map[string][][]driver.Value) error {
+	conn, err := s.db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	w := &writer{conn: conn}
+	return w.transaction(ctx, func() error {
+		for table, rows := range tables {
+			if _, err := conn.ExecContext(ctx, fmt.Sprintf("DELETE FROM %s.%s", database, table)); err != nil {
+				return err
+			}
+			if err := w.insertRows(database, table, rows); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

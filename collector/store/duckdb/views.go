@@ -1,0 +1,146 @@
+package duckdb
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
+
+// The views that questions are written against, one part a slice or month. Names
+// stand for codes.
+const (
+	flowsPart = `SELECT f.start AS start_ms, f.start + f.duration AS end_ms, make_timestamptz(f.start * 1000) AS start_time, make_timestamptz((f.start + f.duration) * 1000) AS end_time,
+	k.cluster, k.node, k.pair_id AS pair,
+	%[2]s AS direction, %[3]s AS verdict, %[4]s AS expected, %[5]s AS assessment, %[6]s AS caveat, %[7]s AS reason, %[8]s AS protocol, k.port, f.source_port,
+	%[9]s AS source_kind, s.ip AS source_ip, s.namespace AS source_namespace, s.pod AS source_pod, s.workload_kind AS source_workload_kind,
+	s.workload AS source_workload, s.node AS source_node,
+	%[10]s AS destination_kind, d.ip AS destination_ip, d.namespace AS destination_namespace, d.pod AS destination_pod, d.workload_kind AS destination_workload_kind,
+	d.workload AS destination_workload, d.node AS destination_node,
+	k.service_ip, k.service_port, k.service_namespace, k.service, k.policy_names AS policies, f.connections,
+	CASE f.counted WHEN 1 THEN f.packets_sent END AS packets_sent, CASE f.counted WHEN 1 THEN f.bytes_sent END AS bytes_sent,
+	CASE f.counted WHEN 1 THEN f.packets_received END AS packets_received, CASE f.counted WHEN 1 THEN f.bytes_received END AS bytes_received, f.tcp_flags
+	FROM %[1]s.flow f JOIN %[1]s.key k ON f.key = k.id JOIN %[1]s.endpoint s ON k.src = s.id JOIN %[1]s.endpoint d ON k.dst = d.id`
+	gapsPart = `SELECT node, source, %[2]s AS kind, start AS start_ms, "end" AS end_ms, make_timestamptz(start * 1000) AS start_time,
+	make_timestamptz("end" * 1000) AS end_time, nullif(lost, 0) AS lost, detail FROM %[1]s.gap`
+	coveragePart = `SELECT node, instance, start AS start_ms, "end" AS end_ms, make_timestamptz(start * 1000) AS start_time, make_timestamptz("end" * 1000) AS end_time FROM %[1]s.coverage`
+	edgesPart    = `SELECT h.hour * 3600000::BIGINT AS hour_ms, h.first AS first_ms, h.last AS last_ms, make_timestamptz(h.first * 1000) AS first_time, make_timestamptz(h.last * 1000) AS last_time,
+	e.cluster, %[2]s AS direction, %[3]s AS verdict, %[4]s AS expected, %[5]s AS assessment, %[6]s AS caveat, %[7]s AS protocol, e.port,
+	%[8]s AS source_kind, printf('%%016x', e.src_identity) AS source_identity, e.src_namespace AS source_namespace, e.src_workload_kind AS source_workload_kind, e.src_workload AS source_workload,
+	e.src_node AS source_node, e.src_ip AS source_ip,
+	%[9]s AS destination_kind, printf('%%016x', e.dst_identity) AS destination_identity, e.dst_namespace AS destination_namespace, e.dst_workload_kind AS destination_workload_kind,
+	e.dst_workload AS destination_workload, e.dst_node AS destination_node, e.dst_ip AS destination_ip,
+	h.connections, h.sent AS bytes_sent, h.received AS bytes_received FROM %[1]s.hour h JOIN %[1]s.edge e ON h.edge = e.id`
+	changesView = `SELECT time AS time_ms, make_timestamptz(time * 1000) AS time, cluster, CASE kind WHEN 1 THEN 'policy' WHEN 2 THEN 'namespace' WHEN 3 THEN 'identity' ELSE '' END AS kind,
+	namespace, name, author, deleted, CAST(decode(object) AS VARCHAR) AS object FROM timeline.change`
+	identitiesView = `SELECT name AS identity, cluster, namespace, time_ms, state FROM (SELECT name, cluster, namespace, time AS time_ms, deleted, CAST(decode(object) AS VARCHAR) AS state
+	FROM timeline.change WHERE kind = 3 QUALIFY row_number() OVER (PARTITION BY cluster, namespace, name ORDER BY time DESC, sequence DESC) = 1) WHERE deleted = 0`
+	rulesView = `SELECT * FROM rule`
+)
+
+// macros are what questions use that ClickHouse has and DuckDB does not.
+var macros = [...]string{
+	"intDiv(a, b) AS a // b",
+	"splitByChar(separator, text) AS string_split(text, separator)",
+	"arrayJoin(list) AS unnest(list)",
+}
+
+// memorySchema is what is made of the files anew: the edges of slices that no
+// month holds, and the rules of today's policies.
+const memorySchema = `
+CREATE TABLE IF NOT EXISTS memory.main.rule (cluster VARCHAR, namespace VARCHAR, policy VARCHAR, name VARCHAR, side VARCHAR, rule VARCHAR, all_pods UTINYINT);
+`
+
+// nameSQL makes SQL that turns a code into its name.
+func nameSQL[T interface {
+	~uint8
+	fmt.Stringer
+}](column string, codes ...T) string {
+	var b strings.Builder
+	b.WriteString("CASE " + column)
+	for _, c := range codes {
+		fmt.Fprintf(&b, " WHEN %d THEN %s", uint8(c), quote(c.String()))
+	}
+	b.WriteString(" ELSE " + column + "::VARCHAR END")
+	return b.String()
+}
+
+// upTo lists the codes from 0 to last.
+func upTo[T ~uint8](last T) []T {
+	var out []T
+	for c := T(0); c <= last; c++ {
+		out = append(out, c)
+	}
+	return out
+}
+
+func protocolSQL(column string) string {
+	return nameSQL(column, flow.ICMP, flow.TCP, flow.UDP, flow.ICMPv6, flow.SCTP)
+}
+
+// keyNames turns the codes that keys of flows and edges have in common into
+// names, in the order in which the views have them.
+func keyNames(alias string) []any {
+	return []any{
+		nameSQL(alias+".direction", upTo(flow.DirectionIngress)...), nameSQL(alias+".verdict", upTo(flow.VerdictUnanswered)...),
+		nameSQL(alias+".expected", upTo(flow.VerdictUnanswered)...), nameSQL(alias+".assessment", upTo(flow.AssessmentUnanswered)...),
+		nameSQL(alias+".caveat", upTo(flow.CaveatSame)...),
+	}
+}
+
+func flowsOf(name string) string {
+	names := append([]any{name}, keyNames("k")...)
+	return fmt.Sprintf(flowsPart, append(names, nameSQL("k.reason", upTo(flow.ReasonContradicted)...), protocolSQL("k.protocol"),
+		nameSQL("s.kind", upTo(flow.EndpointAPIServer)...), nameSQL("d.kind", upTo(flow.EndpointAPIServer)...))...)
+}
+
+func edgesPartOf(name string) string {
+	names := append([]any{name}, keyNames("e")...)
+	return fmt.Sprintf(edgesPart, append(names, protocolSQL("e.protocol"),
+		nameSQL("e.src_kind", upTo(flow.EndpointAPIServer)...), nameSQL("e.dst_kind", upTo(flow.EndpointAPIServer)...))...)
+}
+
+func (s *Store) defineViews(ctx context.Context) error {
+	s.read.RLock()
+	defer s.read.RUnlock()
+	return s.defineViewsLocked(ctx)
+}
+
+// defineViewsLocked makes the views anew; the lists of slices and months must
+// not change.
+func (s *Store) defineViewsLocked(ctx context.Context) error {
+	var flows, gaps, coverage []string
+	for _, sl := range s.holding() {
+		flows = append(flows, flowsOf(sl.name))
+	}
+	for _, sl := range s.slices {
+		gaps = append(gaps, fmt.Sprintf(gapsPart, sl.name, nameSQL("kind", upTo(flow.GapNames)...)))
+		coverage = append(coverage, fmt.Sprintf(coveragePart, sl.name))
+	}
+	edges := []string{edgesPartOf(openEdges)}
+	for _, m := range s.months {
+		edges = append(edges, edgesPartOf(m.name))
+	}
+	for name, parts := range map[string][]string{
+		"flows": flows, "gaps": gaps, "coverage": coverage, "edges": edges, "changes": {changesView}, "identities": {identitiesView}, "rules": {rulesView},
+	} {
+		if _, err := s.db.ExecContext(ctx, fmt.Sprintf("CREATE OR REPLACE VIEW memory.main.%s AS %s", name, strings.Join(parts, " UNION ALL "))); err != nil {
+			return fmt.Errorf("define view %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// defineMacros prepares what the views stand on.
+func (s *Store) defineMacros(ctx context.Context) error {
+	for _, m := range macros {
+		if _, err := s.db.ExecContext(ctx, "CREATE OR REPLACE MACRO memory.main."+m); err != nil {
+			return fmt.Errorf("define macro %s: %w", m, err)
+		}
+	}
+	if _, err := s.db.ExecContext(ctx, memorySchema+fmt.Sprintf(edgeSchema, openEdges)); err != nil {
+		return fmt.Errorf("prepare views: %w", err)
+	}
+	return nil
+}
