@@ -65,6 +65,9 @@ func begin(ctx context.Context) error {
 	}
 	o := cluster.DefaultOptions()
 	o.Progress = os.Stderr
+	if mode := os.Getenv("FLOWAUDIT_PROXY"); mode != "" {
+		o.ProxyMode = mode
+	}
 	if lab.Cluster, err = cluster.Start(ctx, o); err != nil {
 		return err
 	}

@@ -106,6 +106,14 @@ func (e *Enforcer) Add(ctx context.Context, name string, n Node) error {
 	return e.Sync(ctx)
 }
 
+// Configure changes how refusals look from now on.
+func (e *Enforcer) Configure(ctx context.Context, o Options) error {
+	e.mu.Lock()
+	e.options = o
+	e.mu.Unlock()
+	return e.Sync(ctx)
+}
+
 // Sync writes the rules of what the API server has now. When it returns they
 // are in force.
 func (e *Enforcer) Sync(ctx context.Context) error {
