@@ -66,7 +66,7 @@ func (s *Store) defineViewsLocked(ctx context.Context) error {
 			nameSQL("k.direction", upTo(flow.DirectionIngress)...), nameSQL("k.verdict", upTo(flow.VerdictUnanswered)...),
 			nameSQL("k.expected", upTo(flow.VerdictUnanswered)...), nameSQL("k.assessment", upTo(flow.AssessmentUnanswered)...),
 			nameSQL("k.reason", upTo(flow.ReasonContradicted)...),
-			nameSQL("k.protocol", flow.ICMP, flow.TCP, flow.UDP, flow.ICMPv6, flow.SCTP), nameSQL("k.caveat", upTo(flow.CaveatSame)...)))
+			nameSQL("k.protocol", flow.ICMP, flow.TCP, flow.UDP, flow.ICMPv6, flow.SCTP), nameSQL("k.caveat", upTo(flow.CaveatNoEndpoint)...)))
 		gaps = append(gaps, fmt.Sprintf(gapsPart, sl.name, nameSQL("kind", upTo(flow.GapTable)...)))
 		coverage = append(coverage, fmt.Sprintf(coveragePart, sl.name))
 	}
