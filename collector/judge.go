@@ -25,6 +25,8 @@ type judge struct {
 type podIndex interface {
 	Endpoint(addr netip.Addr, at time.Time) *flow.Endpoint
 	Pod(addr netip.Addr, at time.Time) *kube.Pod // nil if no pod surely held it
+	// Backends says where an address and port of a Service lead now.
+	Backends(addr netip.Addr, port uint16, protocol flow.Protocol) []netip.AddrPort
 }
 
 // settleTime is how long a network plugin may take to program a change. Within
@@ -75,6 +77,10 @@ func (j *judge) connection(f *flow.Flow, at time.Time, state *policy.Snapshot, e
 func (j *judge) excuse(f *flow.Flow, at time.Time, d *policy.Decision) {
 	older := f.Caveat == flow.CaveatOlder || f.Connections == 0 // an earlier window counted it
 	f.Caveat = flow.CaveatNone
+	if j.nowhere(f) {
+		f.Assessment, f.Caveat = flow.AssessmentUnknown, flow.CaveatNoEndpoint
+		return
+	}
 	if f.Expected == flow.VerdictUnknown {
 		f.Caveat = caveatOf(d)
 		return
@@ -94,6 +100,17 @@ func (j *judge) excuse(f *flow.Flow, at time.Time, d *policy.Decision) {
 		return
 	}
 	f.Assessment = flow.AssessmentUnknown
+}
+
+// nowhere reports whether nobody could answer a flow: its destination is still a
+// Service's own address, which leads to no endpoint. What endpoints there were
+// is not kept, so that a flow of long ago is not asked about.
+func (j *judge) nowhere(f *flow.Flow) bool {
+	refused := f.Verdict == flow.VerdictDenied || f.Verdict == flow.VerdictUnanswered
+	if !refused || f.Expected == flow.VerdictDenied || f.Destination == nil || f.Destination.Kind != flow.EndpointService {
+		return false
+	}
+	return time.Since(f.End) < settleTime && len(j.index.Backends(f.Dst, f.Port, f.Protocol)) == 0
 }
 
 // maxStates is how many changes of policies a flow is judged by. In a time with

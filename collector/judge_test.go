@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -203,6 +204,47 @@ func TestAChangeExcusesOnlyWhatItConcerns(t *testing.T) {
 	}
 	if got, want := c.verdict(seen(webAddr, 3306, flow.VerdictAllowed, judged.Add(time.Second))), "denied unknown recent-change shop/db-policy "; got != want {
 		t.Errorf("after very many changes: judged %q, want %q", got, want)
+	}
+}
+
+func TestAServiceWithoutEndpointsRefusesByItself(t *testing.T) {
+	service := func(name string, addr netip.Addr, role string) *corev1.Service {
+		return &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name},
+			Spec: corev1.ServiceSpec{
+				ClusterIP: addr.String(), ClusterIPs: []string{addr.String()}, Selector: map[string]string{"role": role},
+				Ports: []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(8080)}},
+			},
+		}
+	}
+	empty, full := netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("10.96.0.2")
+	c := newCourt(t)
+	now := time.Now()
+	c.index.Replace(&kube.Objects{
+		Namespaces: []*corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}},
+		Pods:       []*corev1.Pod{shopPod("web", webAddr), shopPod("api", apiAddr), shopPod("db", dbAddr)},
+		Services:   []*corev1.Service{service("empty", empty, "nobody"), service("full", full, "api")},
+	}, now.Add(-time.Hour))
+	for _, s := range []struct {
+		name    string
+		to      netip.Addr
+		port    uint16
+		verdict flow.Verdict
+		age     time.Duration
+		want    bool
+	}{
+		{"no pod is selected", empty, 80, flow.VerdictDenied, 0, true},
+		{"no answer comes", empty, 80, flow.VerdictUnanswered, 0, true},
+		{"a pod is selected", full, 80, flow.VerdictDenied, 0, false},
+		{"a port that the Service does not have", full, 81, flow.VerdictDenied, 0, true},
+		{"long ago, when there may have been one", empty, 80, flow.VerdictDenied, time.Minute, false},
+		{"it was answered", empty, 80, flow.VerdictAllowed, 0, false},
+	} {
+		f := seen(webAddr, s.port, s.verdict, now.Add(-s.age-time.Second))
+		f.Dst = s.to
+		if got := strings.Contains(c.verdict(f), " unknown no-endpoint"); got != s.want {
+			t.Errorf("%s: judged %q", s.name, c.verdict(f))
+		}
 	}
 }
 

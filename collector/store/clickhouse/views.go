@@ -92,7 +92,7 @@ func upTo[T ~uint8](last T) []T {
 
 func codesSQL() string {
 	return nameSQL("direction", upTo(flow.DirectionIngress)...) + " AS direction, " + nameSQL("expected", upTo(flow.VerdictUnanswered)...) + " AS expected, " +
-		nameSQL("assessment", upTo(flow.AssessmentUnanswered)...) + " AS assessment, " + nameSQL("caveat", upTo(flow.CaveatSame)...) + " AS caveat, " +
+		nameSQL("assessment", upTo(flow.AssessmentUnanswered)...) + " AS assessment, " + nameSQL("caveat", upTo(flow.CaveatNoEndpoint)...) + " AS caveat, " +
 		nameSQL("protocol", flow.ICMP, flow.TCP, flow.UDP, flow.ICMPv6, flow.SCTP) + " AS protocol"
 }
 

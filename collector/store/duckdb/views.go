@@ -85,7 +85,7 @@ func keyNames(alias string) []any {
 	return []any{
 		nameSQL(alias+".direction", upTo(flow.DirectionIngress)...), nameSQL(alias+".verdict", upTo(flow.VerdictUnanswered)...),
 		nameSQL(alias+".expected", upTo(flow.VerdictUnanswered)...), nameSQL(alias+".assessment", upTo(flow.AssessmentUnanswered)...),
-		nameSQL(alias+".caveat", upTo(flow.CaveatSame)...),
+		nameSQL(alias+".caveat", upTo(flow.CaveatNoEndpoint)...),
 	}
 }
 
