@@ -32,6 +32,9 @@ var version = "devel"
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == "store" {
+		return runStore(args[1:], stdout, stderr)
+	}
 	o, at, show, err := parse(args, stdout)
 	switch {
 	case errors.Is(err, pflag.ErrHelp):
@@ -97,6 +100,7 @@ const usage = `Takes flows from flowaudit-agents, stores them and answers the qu
 
 Usage:
   flowaudit-collector [flags]
+  flowaudit-collector store copy|export|import|verify
 
 Examples:
   # on this machine only
