@@ -107,7 +107,7 @@ func TestEverythingIsEnforced(t *testing.T) {
 	allowed := "friend"
 	guarded(t, ns, allowed)
 	must(t, lab.enforcer.Sync(t.Context()))
-	since := time.Now()
+	since, changes, restarts := time.Now(), 0, 0
 	for round := 0; time.Since(since) < turmoil(t); round++ {
 		for _, p := range []*cluster.Pod{friend, stranger} {
 			if p.Key.Name == allowed {
@@ -117,16 +117,22 @@ func TestEverythingIsEnforced(t *testing.T) {
 			}
 		}
 		must(t, traffic.Knock(t.Context(), passer(t, ns, round), "tcp", at8080(server)))
-		// Half of the time the same pod is allowed, so that flows are judged; then they change places often.
-		if turn := round % 60; turn > 40 && turn%4 == 0 {
+		// For a while the same pod is allowed, so that flows are judged; then they change places often.
+		if time.Since(since)%time.Minute > 35*time.Second && round%4 == 0 {
 			allowed = map[string]string{"friend": "stranger", "stranger": "friend"}[allowed]
 			guarded(t, ns, allowed)
 			must(t, lab.enforcer.Sync(t.Context()))
+			changes++
 		}
-		if round%15 == 14 {
-			must(t, lab.product.Restart(lab.Nodes[round/15%2], round%2 == 0))
+		if round%8 == 7 {
+			must(t, lab.product.Restart(lab.Nodes[restarts%2], restarts%4 > 1))
+			restarts++
 		}
 		time.Sleep(time.Second / 2) // traffic goes on for a while; this waits for nothing
+	}
+	t.Logf("%d changes of the policy, %d restarts of agents", changes, restarts)
+	if changes < 2 || restarts < 2 {
+		t.Error("that is no turmoil")
 	}
 	must(t, lab.product.Until(t.Context(), answerBy, "refusals to be judged", func() error {
 		got, err := findings(t.Context(), since, ns+"/guard")
