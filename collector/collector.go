@@ -2,6 +2,7 @@ package collector
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -31,6 +32,8 @@ type Options struct {
 	Store store.Store
 	// Listening, if set, is called with the address once the collector listens.
 	Listening func(net.Addr)
+	// ListeningHTTP is the same of Listen.HTTP.
+	ListeningHTTP func(net.Addr)
 }
 
 // Validate names the first option that cannot work.
@@ -52,7 +55,7 @@ const (
 // Run collects and answers until ctx ends, then finishes what is under way.
 func Run(ctx context.Context, o Options) (err error) {
 	defer func() { err = errors.Join(err, o.Store.Close()) }()
-	creds, err := o.Listen.credentials()
+	certificates, err := o.Listen.tls()
 	if err != nil {
 		return err
 	}
@@ -64,7 +67,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	return c.serve(ctx, listener, creds)
+	return c.serve(ctx, listener, certificates)
 }
 
 type collector struct {
@@ -157,8 +160,8 @@ func (c *collector) otherPolicies() bool {
 }
 
 // serve takes over the listener.
-func (c *collector) serve(ctx context.Context, listener net.Listener, creds credentials.TransportCredentials) error {
-	server := c.server(creds)
+func (c *collector) serve(ctx context.Context, listener net.Listener, certificates *tls.Config) error {
+	server := c.server(serverCredentials(certificates))
 	if err := c.timeline.restore(ctx, time.Now()); err != nil {
 		return errors.Join(err, listener.Close())
 	}
@@ -186,6 +189,9 @@ func (c *collector) serve(ctx context.Context, listener net.Listener, creds cred
 		return nil
 	})
 	group.Go(func() error { return c.retain(ctx) })
+	if c.Listen.HTTP != "" {
+		group.Go(func() error { return c.serveHTTP(ctx, certificates) })
+	}
 	group.Go(func() error {
 		<-ctx.Done()
 		stop(server)
@@ -219,9 +225,11 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 		grpc.InitialWindowSize(4<<20), grpc.InitialConnWindowSize(8<<20),
 	)
 	flowauditv1.RegisterIngestServer(server, c.ingest)
-	flowauditv1.RegisterQueryServer(server, &query{store: c.Store, hub: c.hub, status: c.status})
+	flowauditv1.RegisterQueryServer(server, c.query())
 	return server
 }
+
+func (c *collector) query() *query { return &query{store: c.Store, hub: c.hub, status: c.status} }
 
 // stop lets calls finish that can; followers and agents never end by themselves.
 func stop(server *grpc.Server) {

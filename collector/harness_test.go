@@ -192,7 +192,7 @@ func serve(t *testing.T, s store.Store) *running {
 	r := &running{collector: c, done: make(chan error, 1)}
 	ctx, stop := context.WithCancel(t.Context())
 	r.stop = stop
-	go func() { r.done <- r.serve(ctx, listener, insecure.NewCredentials()) }()
+	go func() { r.done <- r.serve(ctx, listener, nil) }()
 	conn, err := grpc.NewClient("passthrough:collector",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))

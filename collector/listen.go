@@ -22,6 +22,9 @@ type ListenOptions struct {
 	ClientCA  string // PEM file: callers must show a certificate that it signs
 	// Insecure allows an address beyond loopback without TLS.
 	Insecure bool
+	// HTTP is where the query service is served as JSON over HTTP, with the same
+	// certificates; empty for nowhere.
+	HTTP string
 }
 
 // validate refuses to give flows away in the clear.
@@ -33,10 +36,22 @@ func (o *ListenOptions) validate() error {
 		return errors.New("--tls-client-ca needs --tls-cert and --tls-key")
 	case strings.TrimRight(o.Address, "/") == "unix:":
 		return errors.New("--listen unix: names no socket: want unix:PATH")
-	case strings.HasPrefix(o.Address, "unix:") || o.Cert != "" || o.Insecure:
+	case o.HTTP != "" && strings.HasPrefix(o.HTTP, "unix:"):
+		return errors.New("--listen-http: want host:port")
+	}
+	for _, address := range []string{o.Address, o.HTTP} {
+		if err := o.validateAddress(address); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (o *ListenOptions) validateAddress(address string) error {
+	if address == "" && o.Address != "" || strings.HasPrefix(address, "unix:") || o.Cert != "" || o.Insecure {
 		return nil
 	}
-	host, _, err := net.SplitHostPort(o.Address)
+	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return fmt.Errorf("read address to listen on: %w", err)
 	}
@@ -44,7 +59,7 @@ func (o *ListenOptions) validate() error {
 		return nil
 	}
 	return fmt.Errorf("listen on %s: without TLS anybody who reaches this address could read and forge flows: "+
-		"give --tls-cert and --tls-key, listen on loopback, or say --insecure", o.Address)
+		"give --tls-cert and --tls-key, listen on loopback, or say --insecure", address)
 }
 
 func (o *ListenOptions) listen() (net.Listener, error) {
@@ -95,9 +110,18 @@ func removeStaleSocket(path string) error {
 	return nil
 }
 
-func (o *ListenOptions) credentials() (credentials.TransportCredentials, error) {
+// serverCredentials are those of the gRPC server for a TLS configuration; nil is none.
+func serverCredentials(config *tls.Config) credentials.TransportCredentials {
+	if config == nil {
+		return insecure.NewCredentials()
+	}
+	return credentials.NewTLS(config)
+}
+
+// tls reads the certificates; it is nil where TLS is off.
+func (o *ListenOptions) tls() (*tls.Config, error) {
 	if o.Cert == "" {
-		return insecure.NewCredentials(), nil
+		return nil, nil
 	}
 	pair, err := tls.LoadX509KeyPair(o.Cert, o.Key)
 	if err != nil {
@@ -115,5 +139,5 @@ func (o *ListenOptions) credentials() (credentials.TransportCredentials, error) 
 		}
 		config.ClientAuth = tls.RequireAndVerifyClientCert
 	}
-	return credentials.NewTLS(config), nil
+	return config, nil
 }

@@ -32,6 +32,9 @@ var version = "devel"
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == "store" {
+		return runStore(args[1:], stdout, stderr)
+	}
 	o, at, show, err := parse(args, stdout)
 	switch {
 	case errors.Is(err, pflag.ErrHelp):
@@ -97,6 +100,7 @@ const usage = `Takes flows from flowaudit-agents, stores them and answers the qu
 
 Usage:
   flowaudit-collector [flags]
+  flowaudit-collector store copy|export|import|verify
 
 Examples:
   # on this machine only
@@ -120,6 +124,7 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	fs.Usage = func() { fmt.Fprint(stdout, usage, fs.FlagUsages()) }
 	var retain, retainDenied, retainEdges, retainSize string
 	fs.StringVar(&o.Listen.Address, "listen", flowauditv1.DefaultAddress, "`address` to listen on, host:port or unix:PATH; beyond loopback TLS is needed")
+	fs.StringVar(&o.Listen.HTTP, "listen-http", "", "`address` to answer questions on as JSON over HTTP as well, host:port; /openapi.json describes it")
 	fs.StringVar(&at.db.Dir, "data", "flowaudit-data", "`directory` of the embedded store")
 	fs.StringVar(&at.url, "store", "", "`URL` of a ClickHouse that keeps the flows instead, such as clickhouse://user:password@host:9000/flowaudit (or $FLOWAUDIT_STORE); any number of collectors share it")
 	fs.StringVar(&o.Manifests, "manifests", "", "`directory` of cluster objects as YAML, which name pods and Services; read again when files change")

@@ -46,6 +46,18 @@ type Store interface {
 	// in that range, is listed with nothing covered.
 	Coverage(ctx context.Context, since, until time.Time) (flow.Coverage, error)
 
+	// Reports gives what nodes reported, not merged, of the flows that start
+	// from since until before until, in an order that is the same each time.
+	Reports(ctx context.Context, since, until time.Time, yield func(flow.Flow) bool) error
+
+	// Watched gives what batches covered, of those that begin from since until
+	// before until, ordered by node, instance and time.
+	Watched(ctx context.Context, since, until time.Time, yield func(Watched) bool) error
+
+	// Gaps gives the gaps that begin from since until before until, ordered by
+	// node and time.
+	Gaps(ctx context.Context, since, until time.Time, yield func(flow.Gap) bool) error
+
 	// Record adds changes to the timeline, in the order of their time for each
 	// object, and returns after they are durable. A change that says what the
 	// object's newest one says already is left out: a collector that starts
@@ -86,6 +98,14 @@ type FlowsRequest struct {
 	// First and Last limit the answer to the oldest or the newest flows; at
 	// most one of them is set, 0 does not limit.
 	First, Last int
+}
+
+// Watched is a time that an agent watched a node.
+type Watched struct {
+	Node, Instance string
+	Scope          flow.Scope
+	Start, End     time.Time
+	Limits         []string
 }
 
 // EdgesRequest asks for edges. A zero Since is unbounded.

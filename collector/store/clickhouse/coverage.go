@@ -2,12 +2,12 @@ package clickhouse
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/flowaudit/flowaudit/collector/store/columns"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -15,7 +15,7 @@ import (
 func (s *Store) Coverage(ctx context.Context, since, until time.Time) (flow.Coverage, error) {
 	c := flow.Coverage{Since: since, Until: until}
 	nodes := make(map[string]*flow.NodeCoverage)
-	for _, read := range []func(context.Context, int64, int64, map[string]*flow.NodeCoverage) error{s.nodes, s.coveredTime, s.gaps} {
+	for _, read := range []func(context.Context, int64, int64, map[string]*flow.NodeCoverage) error{s.nodes, s.coveredTime, s.newestGaps} {
 		if err := read(ctx, since.UnixMilli(), until.UnixMilli(), nodes); err != nil {
 			return c, fmt.Errorf("read coverage: %w", err)
 		}
@@ -42,11 +42,7 @@ func (s *Store) nodes(ctx context.Context, _, _ int64, nodes map[string]*flow.No
 			return err
 		}
 		n.Scope = flow.Scope(scope)
-		if limits != "" {
-			if err := json.Unmarshal([]byte(limits), &n.Limits); err != nil {
-				return err
-			}
-		}
+		n.Limits = columns.LimitsOf(limits)
 		nodes[n.Node] = n
 	}
 	return rows.Err()
@@ -84,7 +80,7 @@ func (s *Store) coveredTime(ctx context.Context, since, until int64, nodes map[s
 // maxGapsShown bounds an answer to the newest gaps.
 const maxGapsShown = 1000
 
-func (s *Store) gaps(ctx context.Context, since, until int64, nodes map[string]*flow.NodeCoverage) error {
+func (s *Store) newestGaps(ctx context.Context, since, until int64, nodes map[string]*flow.NodeCoverage) error {
 	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT DISTINCT node, source, kind, start, stop, lost, detail FROM gap WHERE stop >= %d AND start <= %d
 		AND copy NOT IN (SELECT copy FROM excluded) ORDER BY start DESC LIMIT %d`, since, until, maxGapsShown))
 	if err != nil {

@@ -129,3 +129,12 @@ func LimitsText(limits []string) string {
 	b, _ := json.Marshal(limits) // strings only: it cannot fail
 	return string(b)
 }
+
+// LimitsOf reads what LimitsText wrote; nil for what cannot be read.
+func LimitsOf(text string) []string {
+	var limits []string
+	if text == "" || json.Unmarshal([]byte(text), &limits) != nil {
+		return nil
+	}
+	return limits
+}
