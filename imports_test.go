@@ -85,7 +85,7 @@ var mayImport = map[string][]string{
 	"collector":                  {"flow", "kube", "policy", "queries", "proto/flowaudit/v1", "collector/rest", "collector/store"},
 	"cmd/flowaudit-agent":        {"flow", "agent", "agent/nflog", "proto/zstd", "proto/flowaudit/v1"},
 	"cmd/flowaudit-collector":    {"collector", "collector/store", "collector/store/archive", "collector/store/clickhouse", "collector/store/duckdb", "proto/zstd", "proto/flowaudit/v1"},
-	"cmd/flowaudit":              {"flow", "kube", "policy", "policy/history", "policy/lint", "policy/replay", "policy/suggest", "policy/unused", "queries", "proto/dial", "proto/zstd", "proto/flowaudit/v1"},
+	"cmd/flowaudit":              {"flow", "agent", "kube", "policy", "policy/history", "policy/lint", "policy/replay", "policy/suggest", "policy/unused", "queries", "proto/dial", "proto/zstd", "proto/flowaudit/v1"},
 	"test/netlab":                {},
 	"test/netlab/traffic":        {},
 	"demo":                       {"flow", "test/netlab", "test/netlab/traffic"},

@@ -94,8 +94,11 @@ func detect(h host) (found []chosen, notes []string) {
 
 // enforcers begin the names of tables and chains by which network plugins
 // refuse packets in netfilter.
-func enforcers() []string {
-	return []string{"KUBE-ROUTER-", "KUBE-POD-FW-", "kube-router-filter-", "cali-", "WEAVE-NPC", "ROMANA-", "kube-network-policies", "kindnet-network-policies"}
+func enforcers() (prefixes []string) {
+	for _, t := range traces() {
+		prefixes = append(prefixes, t.chains...)
+	}
+	return prefixes
 }
 
 func detectCalico(h host) (found []chosen, notes []string) {

@@ -108,15 +108,20 @@ func (h *history) at(t time.Time) *policy.Snapshot {
 	return moments[0].state
 }
 
-// changedWithin reports whether policies or namespaces changed between two times.
-func (h *history) changedWithin(since, until time.Time) bool {
+// within returns the policies as they were from one time to another: a state
+// for each change, and the one before.
+func (h *history) within(since, until time.Time) (states []*policy.Snapshot) {
 	moments := *h.moments.Load()
-	for i := len(moments) - 1; i > 0 && moments[i].from.After(since); i-- {
-		if !moments[i].from.After(until) {
-			return true
+	for i := len(moments) - 1; i >= 0; i-- {
+		if i > 0 && moments[i].from.After(until) {
+			continue
+		}
+		states = append(states, moments[i].state)
+		if !moments[i].from.After(since) {
+			break
 		}
 	}
-	return false
+	return states
 }
 
 func applyChange(e *policy.Engine, c *flow.Change) error {

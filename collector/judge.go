@@ -1,7 +1,9 @@
 package collector
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
@@ -23,10 +25,12 @@ type judge struct {
 type podIndex interface {
 	Endpoint(addr netip.Addr, at time.Time) *flow.Endpoint
 	Pod(addr netip.Addr, at time.Time) *kube.Pod // nil if no pod surely held it
+	// Backends says where an address and port of a Service lead now.
+	Backends(addr netip.Addr, port uint16, protocol flow.Protocol) []netip.AddrPort
 }
 
-// settleTime is how long a network plugin may take to program a change.
-// Within it, traffic that policies deny says nothing about enforcement.
+// settleTime is how long a network plugin may take to program a change. Within
+// it, traffic that the change concerns says nothing about enforcement.
 const settleTime = 30 * time.Second
 
 // flows judges flows in place. Those of one batch share endpoints by pointer,
@@ -47,13 +51,7 @@ type end struct {
 func (j *judge) flow(f *flow.Flow, ends map[end]policy.End) {
 	at, _ := f.Named() // when its connections began
 	state := j.history.at(at)
-	c := policy.Connection{
-		Src: j.end(f.Src, f.Source, at, state, ends), Dst: j.end(f.Dst, f.Destination, at, state, ends),
-		Protocol: f.Protocol, Port: f.Port,
-	}
-	if f.TranslatedSrc.IsValid() && f.TranslatedSrc != f.Src {
-		c.Seen = j.end(f.TranslatedSrc, j.index.Endpoint(f.TranslatedSrc, at), at, state, ends)
-	}
+	c := j.connection(f, at, state, ends)
 	d := state.Decide(&c)
 	f.Expected = d.Verdict
 	if len(f.Policies) == 0 { // what the network plugin itself names is better evidence
@@ -63,10 +61,26 @@ func (j *judge) flow(f *flow.Flow, ends map[end]policy.End) {
 	j.excuse(f, at, &d)
 }
 
+// connection describes what a flow is about to the policies of a state.
+func (j *judge) connection(f *flow.Flow, at time.Time, state *policy.Snapshot, ends map[end]policy.End) policy.Connection {
+	c := policy.Connection{
+		Src: j.end(f.Src, f.Source, at, state, ends), Dst: j.end(f.Dst, f.Destination, at, state, ends),
+		Protocol: f.Protocol, Port: f.Port,
+	}
+	if f.TranslatedSrc.IsValid() && f.TranslatedSrc != f.Src {
+		c.Seen = j.end(f.TranslatedSrc, j.index.Endpoint(f.TranslatedSrc, at), at, state, ends)
+	}
+	return c
+}
+
 // excuse says why an assessment is not held against anybody.
 func (j *judge) excuse(f *flow.Flow, at time.Time, d *policy.Decision) {
 	older := f.Caveat == flow.CaveatOlder || f.Connections == 0 // an earlier window counted it
 	f.Caveat = flow.CaveatNone
+	if j.nowhere(f) {
+		f.Assessment, f.Caveat = flow.AssessmentUnknown, flow.CaveatNoEndpoint
+		return
+	}
 	if f.Expected == flow.VerdictUnknown {
 		f.Caveat = caveatOf(d)
 		return
@@ -80,12 +94,61 @@ func (j *judge) excuse(f *flow.Flow, at time.Time, d *policy.Decision) {
 		return
 	case older && f.Assessment == flow.AssessmentUnenforced:
 		f.Caveat = flow.CaveatOlder
-	case j.history.changedWithin(at.Add(-settleTime), f.End):
+	case j.unsettled(f, at):
 		f.Caveat = flow.CaveatRecent
 	default:
 		return
 	}
 	f.Assessment = flow.AssessmentUnknown
+}
+
+// nowhere reports whether nobody could answer a flow: its destination is still a
+// Service's own address, which leads to no endpoint. What endpoints there were
+// is not kept, so that a flow of long ago is not asked about.
+func (j *judge) nowhere(f *flow.Flow) bool {
+	refused := f.Verdict == flow.VerdictDenied || f.Verdict == flow.VerdictUnanswered
+	if !refused || f.Expected == flow.VerdictDenied || f.Destination == nil || f.Destination.Kind != flow.EndpointService {
+		return false
+	}
+	return time.Since(f.End) < settleTime && len(j.index.Backends(f.Dst, f.Port, f.Protocol)) == 0
+}
+
+// maxStates is how many changes of policies a flow is judged by. In a time with
+// more, nothing is settled.
+const maxStates = 64
+
+// unsettled reports whether a change moments before explains a flow: policies
+// that said something else about it, or a pod that began or got other labels.
+func (j *judge) unsettled(f *flow.Flow, at time.Time) bool {
+	since := at.Add(-settleTime)
+	if j.changed(f.Src, f.Source, since, f.End) || j.changed(f.Dst, f.Destination, since, f.End) {
+		return true
+	}
+	states := j.history.within(since, f.End)
+	if len(states) == 1 {
+		return false
+	}
+	if len(states) > maxStates {
+		return true
+	}
+	return slices.ContainsFunc(states, func(s *policy.Snapshot) bool {
+		c := j.connection(f, at, s, make(map[end]policy.End))
+		d := s.Decide(&c)
+		return d.Verdict != f.Expected
+	})
+}
+
+// changed reports whether a pod is not what it was. What it was is not known
+// before it surely had its address.
+func (j *judge) changed(addr netip.Addr, e *flow.Endpoint, since, until time.Time) bool {
+	if e == nil || e.Kind != flow.EndpointPod {
+		return false
+	}
+	before, after := j.index.Pod(addr, since), j.index.Pod(addr, until)
+	if before == nil || after == nil {
+		return true
+	}
+	return before != after && (before.Namespace != after.Namespace || before.Pod != after.Pod || !maps.Equal(before.AllLabels, after.AllLabels))
 }
 
 // caveatOf is why a decision is unknown.

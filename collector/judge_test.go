@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -185,6 +186,87 @@ func TestFlowsAreJudgedByThePoliciesOfTheirTime(t *testing.T) {
 	} {
 		if got := c.verdict(seen(webAddr, 3306, s.flow, judged.Add(s.at))); got != s.want {
 			t.Errorf("%s, %s after the change: judged %q, want %q", s.flow, s.at, got, s.want)
+		}
+	}
+}
+
+func TestAChangeExcusesOnlyWhatItConcerns(t *testing.T) {
+	other := dbPolicy("web")
+	other.Name, other.Spec.PodSelector.MatchLabels = "other", map[string]string{"role": "queue"}
+	c := newCourt(t, dbPolicy("api"))
+	c.becomes(t, judged, other)
+	if got, want := c.verdict(seen(webAddr, 3306, flow.VerdictAllowed, judged.Add(time.Second))), "denied unenforced shop/db-policy "; got != want {
+		t.Errorf("after the change of another policy: judged %q, want %q", got, want)
+	}
+	for i := range maxStates + 1 {
+		other.Spec.PodSelector.MatchLabels = map[string]string{"role": fmt.Sprint(i)}
+		c.becomes(t, judged.Add(time.Duration(i+1)*time.Millisecond), other)
+	}
+	if got, want := c.verdict(seen(webAddr, 3306, flow.VerdictAllowed, judged.Add(time.Second))), "denied unknown recent-change shop/db-policy "; got != want {
+		t.Errorf("after very many changes: judged %q, want %q", got, want)
+	}
+}
+
+func TestAServiceWithoutEndpointsRefusesByItself(t *testing.T) {
+	service := func(name string, addr netip.Addr, role string) *corev1.Service {
+		return &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name},
+			Spec: corev1.ServiceSpec{
+				ClusterIP: addr.String(), ClusterIPs: []string{addr.String()}, Selector: map[string]string{"role": role},
+				Ports: []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(8080)}},
+			},
+		}
+	}
+	empty, full := netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("10.96.0.2")
+	c := newCourt(t)
+	now := time.Now()
+	c.index.Replace(&kube.Objects{
+		Namespaces: []*corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}},
+		Pods:       []*corev1.Pod{shopPod("web", webAddr), shopPod("api", apiAddr), shopPod("db", dbAddr)},
+		Services:   []*corev1.Service{service("empty", empty, "nobody"), service("full", full, "api")},
+	}, now.Add(-time.Hour))
+	for _, s := range []struct {
+		name    string
+		to      netip.Addr
+		port    uint16
+		verdict flow.Verdict
+		age     time.Duration
+		want    bool
+	}{
+		{"no pod is selected", empty, 80, flow.VerdictDenied, 0, true},
+		{"no answer comes", empty, 80, flow.VerdictUnanswered, 0, true},
+		{"a pod is selected", full, 80, flow.VerdictDenied, 0, false},
+		{"a port that the Service does not have", full, 81, flow.VerdictDenied, 0, true},
+		{"long ago, when there may have been one", empty, 80, flow.VerdictDenied, time.Minute, false},
+		{"it was answered", empty, 80, flow.VerdictAllowed, 0, false},
+	} {
+		f := seen(webAddr, s.port, s.verdict, now.Add(-s.age-time.Second))
+		f.Dst = s.to
+		if got := strings.Contains(c.verdict(f), " unknown no-endpoint"); got != s.want {
+			t.Errorf("%s: judged %q", s.name, c.verdict(f))
+		}
+	}
+}
+
+func TestANewPodExcuses(t *testing.T) {
+	lateAddr := netip.MustParseAddr("10.1.0.9")
+	for name, becomes := range map[string]*corev1.Pod{"a pod that begins": shopPod("late", lateAddr), "labels that change": shopPod("web", webAddr)} {
+		c := newCourt(t, dbPolicy("api"))
+		becomes.Labels["more"] = "x"
+		began := metav1.NewTime(judged)
+		becomes.Status.StartTime = &began
+		pods := []*corev1.Pod{shopPod("api", apiAddr), shopPod("db", dbAddr), becomes}
+		c.index.Replace(&kube.Objects{
+			Namespaces: []*corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}}, Pods: pods, Policies: []*networkingv1.NetworkPolicy{dbPolicy("api")},
+		}, judged)
+		addr := netip.MustParseAddr(becomes.Status.PodIPs[0].IP)
+		for after, want := range map[time.Duration]string{
+			10 * time.Second: "denied unknown recent-change shop/db-policy ",
+			2 * time.Minute:  "denied unenforced shop/db-policy ",
+		} {
+			if got := c.verdict(seen(addr, 3306, flow.VerdictAllowed, judged.Add(after))); got != want {
+				t.Errorf("%s, %s after it: judged %q, want %q", name, after, got, want)
+			}
 		}
 	}
 }

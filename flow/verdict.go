@@ -70,7 +70,8 @@ func ParseAssessment(s string) (Assessment, error) {
 // expected verdict unknown, or excuses traffic that the policies deny.
 type Caveat uint8
 
-// The caveats. From CaveatProtocol on they are reasons for an unknown expectation.
+// The caveats. From CaveatProtocol to CaveatSame they are reasons for an unknown
+// expectation.
 const (
 	CaveatNone        Caveat = iota
 	CaveatOlder              // the connection may be older than the policies, or its beginning was not seen
@@ -83,11 +84,12 @@ const (
 	CaveatNamespace          // a namespace's labels are not known
 	CaveatAddress            // an ipBlock could decide, and the address is not known
 	CaveatSame               // it is not known whether both ends are one pod, or on one node
+	CaveatNoEndpoint         // the Service has no endpoint at this port, so that nobody could answer
 )
 
 var caveatNames = [...]string{
 	"", "older-connection", "recent-change", "other-policy",
-	"protocol", "end", "invalid-policy", "port", "namespace-labels", "address", "same-pod-or-node",
+	"protocol", "end", "invalid-policy", "port", "namespace-labels", "address", "same-pod-or-node", "no-endpoint",
 }
 
 // String returns the caveat as it appears in JSON; CaveatNone is empty.

@@ -12,11 +12,10 @@ import (
 )
 
 // The churn that names must stand: 200 pods a second on 1,000 addresses, each
-// taken over as soon as it is free, and a million flows.
+// taken over as soon as it is free, and churnFlows flows.
 const (
 	churnAddrs = 1_000
-	churnPods  = 20_000
-	churnFlows = 1_000_000
+	churnPods  = churnFlows / 50
 	churnLife  = 5.0 // seconds
 )
 
@@ -69,9 +68,14 @@ func (c *turmoil) pod(addr netip.Addr, start float64) {
 	name, end := fmt.Sprintf("pod-%d", c.pods), start+c.between(0.5, 1.5)*churnLife
 	p := runs(name, addr.String(), start)
 	c.tell(start+c.between(0.01, 0.5), func(at float64) { c.set(at, p) })
-	for range churnFlows / churnPods {
-		at := c.between(start, end)
-		heap.Push(&c.plan, step{at, func(now float64) { c.flow(addr, at, now, name) }})
+	for range 5 {
+		first, last := c.between(start, end), start
+		var times [churnFlows / churnPods / 5]float64
+		for i := range times {
+			times[i] = min(end, first+c.between(0, 0.5))
+			last = max(last, times[i])
+		}
+		heap.Push(&c.plan, step{last, func(now float64) { c.flows(addr, times[:], now, name) }})
 	}
 	switch how := c.random.IntN(10); {
 	case how < 6: // asked to end, as a rollout does
@@ -90,13 +94,24 @@ func (c *turmoil) pod(addr netip.Addr, start float64) {
 	heap.Push(&c.plan, step{end + c.between(0.001, 0.3), func(at float64) { c.pod(addr, at) }})
 }
 
-// flow asks who had an address, and again as long as news may come.
-func (c *turmoil) flow(addr netip.Addr, at, now float64, want string) {
-	e, news := c.Holder(addr, sec(at), sec(at))
-	if due := at + news.Seconds(); now < due {
-		heap.Push(&c.plan, step{due, func(now float64) { c.flow(addr, at, now, want) }})
-		return
+// flows asks who had an address at times, and again as long as news may come.
+func (c *turmoil) flows(addr netip.Addr, times []float64, now float64, want string) {
+	again := now
+	waiting := times[:0]
+	for _, at := range times {
+		e, news := c.Holder(addr, sec(at), sec(at))
+		if due := at + news.Seconds(); now < due {
+			waiting, again = append(waiting, at), max(again, due)
+			continue
+		}
+		c.count(addr, e, at, now, want)
 	}
+	if len(waiting) > 0 {
+		heap.Push(&c.plan, step{again, func(now float64) { c.flows(addr, waiting, now, want) }})
+	}
+}
+
+func (c *turmoil) count(addr netip.Addr, e *flow.Endpoint, at, now float64, want string) {
 	switch {
 	case e.Kind == flow.EndpointPod && e.Pod == want:
 		c.counts["named"]++

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"syscall"
 	"time"
@@ -36,12 +37,13 @@ type follower struct {
 
 // following is how it stands with a kind.
 type following struct {
-	synced  bool      // it was told whole once
-	current bool      // changes come as they happen
-	since   time.Time // since when it is not current
-	fresh   time.Time // up to when all changes were told, before the last break
-	resumed time.Time // when the last break ended
-	err     error     // why it is not current; nil if nobody said
+	synced    bool      // it was told whole once
+	current   bool      // changes come as they happen
+	since     time.Time // since when it is not current
+	fresh     time.Time // up to when all changes were told, before the last break
+	resumed   time.Time // when the last break ended
+	refusedAt time.Time // since when what was allowed before is refused; zero if it is not
+	err       error     // why it is not current; nil if nobody said
 }
 
 func newFollower(k kind, x *Index, s listWatch) *follower {
@@ -85,6 +87,7 @@ func (f *follower) listWatch(heard func() time.Time) cache.ListerWatcher {
 			o.FieldSelector = f.field
 			w, err := f.source.Watch(ctx, o)
 			if err != nil {
+				err = f.excused(err)
 				f.fail(err)
 				return nil, retriable(ctx, err)
 			}
@@ -108,6 +111,26 @@ func retriable(ctx context.Context, err error) error {
 	return errors.Join(err, syscall.ECONNREFUSED)
 }
 
+// readyTime is how long an API server that has just come back may refuse what
+// it allowed before: it listens before it has read who may do what.
+const readyTime = 30 * time.Second
+
+// excused makes of such a refusal an error like that of a server that is away.
+func (f *follower) excused(err error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !apierrors.IsForbidden(err) || !f.state.synced {
+		return err
+	}
+	if f.state.refusedAt.IsZero() {
+		f.state.refusedAt = time.Now()
+	}
+	if time.Since(f.state.refusedAt) > readyTime {
+		return err
+	}
+	return fmt.Errorf("the API server is not ready: %s", err.Error())
+}
+
 // lose notes that a watch ended. It was good until the server was last heard.
 func (f *follower) lose(heard time.Time) {
 	f.mu.Lock()
@@ -123,7 +146,7 @@ func (f *follower) lose(heard time.Time) {
 func (f *follower) gain() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.state.current, f.state.err, f.state.resumed = true, nil, time.Now()
+	f.state.current, f.state.err, f.state.resumed, f.state.refusedAt = true, nil, time.Now(), time.Time{}
 }
 
 func (f *follower) fail(err error) {
@@ -237,7 +260,8 @@ func (f *follower) Replace(list []any, _ string) error {
 	}
 	f.index.mu.Unlock()
 	f.mu.Lock()
-	f.state.synced, f.state.current, f.state.err, f.state.resumed = true, true, nil, time.Now()
+	f.state.synced, f.state.current, f.state.err = true, true, nil
+	f.state.resumed, f.state.refusedAt = time.Now(), time.Time{}
 	f.mu.Unlock()
 	f.once.Do(func() { close(f.asked) })
 	return nil

@@ -119,7 +119,7 @@ func TestNoPermissionForOneKind(t *testing.T) {
 			t.Errorf("the rest does not work: %q", got)
 		}
 		problems := r.Status().Problems
-		if len(problems) != 1 || !strings.HasPrefix(problems[0], "no permission for services (") || !strings.Contains(problems[0], "cannot list resource") {
+		if len(problems) != 1 || !strings.HasPrefix(problems[0], "no permission for services (") || !strings.Contains(problems[0], `resource "services"`) {
 			t.Errorf("problems %q, want one that names services and the verb", problems)
 		}
 		time.Sleep(time.Minute)
@@ -191,6 +191,40 @@ func TestServerAway(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAServerThatIsNotReadyIsNotAskedForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := newFakeAPI(t)
+		api.put("pods", ready(newPod("shop", "web"), "10.0.0.1", time.Now()))
+		r := watching(t, api, "n1", Options{})
+		<-r.Synced()
+		refuse := func(yes bool) (lists int) {
+			api.mu.Lock()
+			defer api.mu.Unlock()
+			api.forbidden["pods"] = yes
+			return countLists(api.requests)
+		}
+		api.stop()
+		time.Sleep(5 * time.Second)
+		lists := refuse(true)
+		api.start(false)
+		time.Sleep(10 * time.Second)
+		if s := r.Status(); !s.Away || len(s.Problems) != 0 {
+			t.Errorf("a server that has just come back refuses, and that is %+v", s)
+		}
+		refuse(false)
+		time.Sleep(15 * time.Second)
+		if n := refuse(true) - lists; n != 0 || r.Status().Away {
+			t.Errorf("%d lists, away %t: want the watch to go on", n, r.Status().Away)
+		}
+		api.stop()
+		api.start(false)
+		time.Sleep(2 * time.Minute)
+		if s := r.Status(); s.Away || len(s.Problems) != 1 {
+			t.Errorf("permission was taken away, and that is %+v", s)
+		}
+	})
 }
 
 func countLists(requests []request) int {

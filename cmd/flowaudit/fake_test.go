@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"net"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 
+	"github.com/flowaudit/flowaudit/agent"
 	"github.com/flowaudit/flowaudit/flow"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 	"github.com/flowaudit/flowaudit/proto/zstd"
@@ -136,6 +138,7 @@ func flowaudit(t *testing.T, c *collector, env map[string]string, args ...string
 	code := run(t.Context(), environment{
 		name: "flowaudit", args: args, stdout: &stdout, stderr: &stderr,
 		getenv: func(name string) string { return env[name] }, now: func() time.Time { return here },
+		inspect: func() (agent.Node, error) { return agent.Node{}, errors.New("this is no node") },
 	})
 	return result{stdout.String(), stderr.String(), code}
 }

@@ -172,6 +172,7 @@ func TestQueryFormats(t *testing.T) {
 func TestHelp(t *testing.T) {
 	for name, args := range map[string][]string{
 		"help": {"--help"}, "help-observe": {"observe", "--help"}, "help-status": {"status", "--help"}, "help-query": {"query", "--help"}, "help-sql": {"sql", "--help"},
+		"help-doctor": {"doctor", "--help"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := flowaudit(t, nil, nil, args...)

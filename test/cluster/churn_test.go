@@ -173,9 +173,9 @@ func (n *tally) add(f *flow.Flow) {
 // TestChurn replaces 100 pods a second; in a soak 200, until they made a
 // million flows.
 func TestChurn(t *testing.T) {
-	pods, rate := 500, 100
+	pods, rate, patience := 500, 100, time.Minute
 	if soak() {
-		pods, rate = 52_000, 200
+		pods, rate, patience = 52_000, 200, 15*time.Minute
 	}
 	c := newChurn(t, 20)
 	began := time.Now()
@@ -190,7 +190,7 @@ func TestChurn(t *testing.T) {
 	t.Logf("%.0f pods a second", float64(pods)/time.Since(began).Seconds())
 	must(t, group.Wait())
 	var n tally
-	err := lab.product.Until(t.Context(), time.Minute, "every flow", func() error {
+	err := lab.product.Until(t.Context(), patience, "every flow", func() error {
 		n = tally{}
 		if err := lab.product.Each(t.Context(), n.add, "-n", churnSpace, "--verdict", everything); err != nil {
 			return err

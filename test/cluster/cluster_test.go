@@ -65,6 +65,9 @@ func begin(ctx context.Context) error {
 	}
 	o := cluster.DefaultOptions()
 	o.Progress = os.Stderr
+	if mode := os.Getenv("FLOWAUDIT_PROXY"); mode != "" {
+		o.ProxyMode = mode
+	}
 	if lab.Cluster, err = cluster.Start(ctx, o); err != nil {
 		return err
 	}
@@ -94,7 +97,7 @@ func end() error {
 }
 
 // answerBy is how long flowaudit may take to have the answer.
-const answerBy = 30 * time.Second
+const answerBy = time.Minute
 
 // everything selects flows of any verdict.
 const everything = "allowed,denied,unanswered,unknown"

@@ -163,16 +163,26 @@ func (n *Node) startProxy(p *plane, mode string) error {
 	if err != nil {
 		return err
 	}
-	cmd := n.Command(context.Background(), p.binary("kube-proxy"), "--kubeconfig="+kubeconfig, "--hostname-override="+n.Name,
-		"--proxy-mode="+mode, "--cluster-cidr="+podCIDRs, "--conntrack-max-per-core=0", "--conntrack-min=0",
+	args := []string{
+		"--kubeconfig=" + kubeconfig, "--hostname-override=" + n.Name,
+		"--proxy-mode=" + mode, "--cluster-cidr=" + podCIDRs, "--conntrack-max-per-core=0", "--conntrack-min=0",
 		"--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s",
-		"--"+mode+"-min-sync-period=200ms", "--healthz-bind-address=127.0.0.1:10256", "--metrics-bind-address=127.0.0.1:10249")
-	n.proxy, err = process.Start("kube-proxy-"+n.Name, p.dir, cmd)
+		"--healthz-bind-address=127.0.0.1:10256", "--metrics-bind-address=127.0.0.1:10249",
+	}
+	if mode == ProxyIPTables { // there is no such flag for nftables
+		args = append(args, "--iptables-min-sync-period=200ms")
+	}
+	n.proxy, err = process.Start("kube-proxy-"+n.Name, p.dir, n.Command(context.Background(), p.binary("kube-proxy"), args...))
 	return err
 }
 
 // programmed tells whether kube-proxy leads connections to all of these.
 func (n *Node) programmed(ctx context.Context, mode string, backends []netip.AddrPort) (bool, error) {
+	select {
+	case <-n.proxy.Done():
+		return false, fmt.Errorf("kube-proxy on %s ended:\n%s", n.Name, n.proxy.Tail())
+	default:
+	}
 	dumps := [][]string{{"iptables-save", "-t", "nat"}, {"ip6tables-save", "-t", "nat"}}
 	if mode == ProxyNFTables {
 		dumps = [][]string{{"nft", "list", "table", "ip", "kube-proxy"}, {"nft", "list", "table", "ip6", "kube-proxy"}}

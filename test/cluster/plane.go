@@ -88,7 +88,7 @@ func (p *plane) credentials() error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", p.admin, err)
 	}
-	p.config.QPS, p.config.Burst = 1000, 2000
+	p.config.QPS, p.config.Burst = 5000, 10000
 	p.config.Dial = p.dial
 	if p.client, err = kubernetes.NewForConfig(p.config); err != nil {
 		return fmt.Errorf("make a client: %w", err)

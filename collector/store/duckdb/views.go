@@ -18,7 +18,7 @@ const (
 	s.workload AS source_workload, s.node AS source_node,
 	%[10]s AS destination_kind, d.ip AS destination_ip, d.namespace AS destination_namespace, d.pod AS destination_pod, d.workload_kind AS destination_workload_kind,
 	d.workload AS destination_workload, d.node AS destination_node,
-	k.service_ip, k.service_port, k.service_namespace, k.service, k.policy_names AS policies, f.connections,
+	k.service_ip, k.service_port, k.service_namespace, k.service, k.policy_names AS policies, k.policies AS policy_refs, f.connections,
 	CASE f.counted WHEN 1 THEN f.packets_sent END AS packets_sent, CASE f.counted WHEN 1 THEN f.bytes_sent END AS bytes_sent,
 	CASE f.counted WHEN 1 THEN f.packets_received END AS packets_received, CASE f.counted WHEN 1 THEN f.bytes_received END AS bytes_received, f.tcp_flags
 	FROM %[1]s.flow f JOIN %[1]s.key k ON f.key = k.id JOIN %[1]s.endpoint s ON k.src = s.id JOIN %[1]s.endpoint d ON k.dst = d.id`
@@ -85,7 +85,7 @@ func keyNames(alias string) []any {
 	return []any{
 		nameSQL(alias+".direction", upTo(flow.DirectionIngress)...), nameSQL(alias+".verdict", upTo(flow.VerdictUnanswered)...),
 		nameSQL(alias+".expected", upTo(flow.VerdictUnanswered)...), nameSQL(alias+".assessment", upTo(flow.AssessmentUnanswered)...),
-		nameSQL(alias+".caveat", upTo(flow.CaveatSame)...),
+		nameSQL(alias+".caveat", upTo(flow.CaveatNoEndpoint)...),
 	}
 }
 

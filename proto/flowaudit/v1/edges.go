@@ -108,7 +108,7 @@ func (x *Edge) check(i, ends int) error {
 		{"verdict", int32(x.Verdict), int32(Verdict_VERDICT_UNANSWERED)},
 		{"expected", int32(x.Expected), int32(Verdict_VERDICT_UNANSWERED)},
 		{"assessment", int32(x.Assessment), int32(Assessment_ASSESSMENT_UNANSWERED)},
-		{"caveat", int32(x.Caveat), int32(Caveat_CAVEAT_SAME_POD_OR_NODE)},
+		{"caveat", int32(x.Caveat), int32(Caveat_CAVEAT_NO_ENDPOINT)},
 		{"exempt", int32(x.Exempt), int32(Exemption_EXEMPTION_OWN_NODE)},
 	} {
 		if e.value < 0 || e.value > e.last {

@@ -196,6 +196,7 @@ const (
 	Caveat_CAVEAT_NAMESPACE_LABELS Caveat = 8
 	Caveat_CAVEAT_ADDRESS          Caveat = 9
 	Caveat_CAVEAT_SAME_POD_OR_NODE Caveat = 10
+	Caveat_CAVEAT_NO_ENDPOINT      Caveat = 11
 )
 
 // Enum value maps for Caveat.
@@ -212,6 +213,7 @@ var (
 		8:  "CAVEAT_NAMESPACE_LABELS",
 		9:  "CAVEAT_ADDRESS",
 		10: "CAVEAT_SAME_POD_OR_NODE",
+		11: "CAVEAT_NO_ENDPOINT",
 	}
 	Caveat_value = map[string]int32{
 		"CAVEAT_UNSPECIFIED":      0,
@@ -225,6 +227,7 @@ var (
 		"CAVEAT_NAMESPACE_LABELS": 8,
 		"CAVEAT_ADDRESS":          9,
 		"CAVEAT_SAME_POD_OR_NODE": 10,
+		"CAVEAT_NO_ENDPOINT":      11,
 	}
 )
 
@@ -1485,7 +1488,7 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x13ASSESSMENT_ENFORCED\x10\x02\x12\x19\n" +
 	"\x15ASSESSMENT_UNENFORCED\x10\x03\x12\x1a\n" +
 	"\x16ASSESSMENT_UNEXPLAINED\x10\x04\x12\x19\n" +
-	"\x15ASSESSMENT_UNANSWERED\x10\x05*\x8f\x02\n" +
+	"\x15ASSESSMENT_UNANSWERED\x10\x05*\xa7\x02\n" +
 	"\x06Caveat\x12\x16\n" +
 	"\x12CAVEAT_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17CAVEAT_OLDER_CONNECTION\x10\x01\x12\x18\n" +
@@ -1499,7 +1502,8 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x17CAVEAT_NAMESPACE_LABELS\x10\b\x12\x12\n" +
 	"\x0eCAVEAT_ADDRESS\x10\t\x12\x1b\n" +
 	"\x17CAVEAT_SAME_POD_OR_NODE\x10\n" +
-	"*\x86\x02\n" +
+	"\x12\x16\n" +
+	"\x12CAVEAT_NO_ENDPOINT\x10\v*\x86\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOGGED\x10\x01\x12\x10\n" +

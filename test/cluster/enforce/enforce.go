@@ -30,6 +30,7 @@ type Enforcer struct {
 	mu      sync.Mutex // one writer of rules
 	written map[string]string
 	synced  time.Time
+	idle    bool // suspended
 }
 
 // catchUp is how far a watch may be behind the API server.
@@ -106,6 +107,14 @@ func (e *Enforcer) Add(ctx context.Context, name string, n Node) error {
 	return e.Sync(ctx)
 }
 
+// Configure changes how refusals look from now on.
+func (e *Enforcer) Configure(ctx context.Context, o Options) error {
+	e.mu.Lock()
+	e.options = o
+	e.mu.Unlock()
+	return e.Sync(ctx)
+}
+
 // Sync writes the rules of what the API server has now. When it returns they
 // are in force.
 func (e *Enforcer) Sync(ctx context.Context) error {
@@ -125,9 +134,36 @@ func (e *Enforcer) lastSync() time.Time {
 	return e.synced
 }
 
+// Suspend removes the rules of all nodes and writes none until Resume, as a
+// network plugin that knows no policies.
+func (e *Enforcer) Suspend() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.idle = true
+	var errs []error
+	for name, node := range e.nodes {
+		if err := node.NFT(fmt.Sprintf("table inet %s\ndelete table inet %s\n", table, table)); err != nil {
+			errs = append(errs, fmt.Errorf("remove the rules of %s: %w", name, err))
+		}
+		delete(e.written, name)
+	}
+	return errors.Join(errs...)
+}
+
+// Resume enforces again.
+func (e *Enforcer) Resume(ctx context.Context) error {
+	e.mu.Lock()
+	e.idle = false
+	e.mu.Unlock()
+	return e.Sync(ctx)
+}
+
 func (e *Enforcer) write(s State) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.idle {
+		return nil
+	}
 	var errs []error
 	for name, node := range e.nodes {
 		rules, err := Rules(name, s, e.options)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -114,8 +115,7 @@ func (p *Product) start(ctx context.Context, c *cluster.Cluster, o Options) erro
 // Watch starts agents on nodes, and waits until they have reported.
 func (p *Product) Watch(ctx context.Context, nodes []*cluster.Node) error {
 	for _, n := range nodes {
-		cmd := n.Command(context.Background(), filepath.Join(p.bin, "flowaudit-agent"), append([]string{"--node-name", n.Name}, p.agentArgs...)...)
-		agent, err := process.Start("agent-"+n.Name, p.dir, cmd)
+		agent, err := p.startAgent(n)
 		if err != nil {
 			return err
 		}
@@ -130,6 +130,42 @@ func (p *Product) Watch(ctx context.Context, nodes []*cluster.Node) error {
 		}
 		return err
 	})
+}
+
+func (p *Product) startAgent(n *cluster.Node) (*process.Process, error) {
+	cmd := n.Command(context.Background(), filepath.Join(p.bin, "flowaudit-agent"), append([]string{"--node-name", n.Name}, p.agentArgs...)...)
+	return process.Start("agent-"+n.Name, p.dir, cmd)
+}
+
+// Restart ends a node's agent, as a crash does if it is killed, and starts another.
+func (p *Product) Restart(n *cluster.Node, kill bool) error {
+	i := slices.IndexFunc(p.agents, func(a *process.Process) bool { return a.Name == "agent-"+n.Name })
+	if i < 0 {
+		return fmt.Errorf("%s has no agent", n.Name)
+	}
+	end := func() error { return p.agents[i].Stop(stopLimit) }
+	if kill {
+		end = p.agents[i].Kill
+	}
+	if err := end(); err != nil {
+		return err
+	}
+	agent, err := p.startAgent(n)
+	if err == nil {
+		p.agents[i] = agent
+	}
+	return err
+}
+
+// Diagnosis is what flowaudit doctor says of the cluster, as JSON. That it finds
+// problems is no error.
+func (p *Product) Diagnosis(ctx context.Context, since time.Time) ([]byte, error) {
+	out, err := p.Command(ctx, "doctor", "--only", "cluster", "-o", "json", "--since", since.Format(time.RFC3339Nano)).Output()
+	var exit *exec.ExitError
+	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 1) {
+		return nil, fmt.Errorf("flowaudit doctor: %w", err)
+	}
+	return out, nil
 }
 
 // Ask runs flowaudit against the collector and gives what it prints.
@@ -172,7 +208,7 @@ func (p *Product) Flows(ctx context.Context, args ...string) ([]flow.Flow, error
 
 // Each gives the flows one by one, for more than fit in memory.
 func (p *Product) Each(ctx context.Context, take func(*flow.Flow), args ...string) error {
-	cmd := p.Command(ctx, append([]string{"observe", "--all", "-o", "json"}, args...)...)
+	cmd := p.Command(ctx, append([]string{"observe", "--all", "-o", "json", "--timeout", "10m"}, args...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()

@@ -1,0 +1,5 @@
+//go:build !race
+
+package kube
+
+const churnFlows = 1_000_000
