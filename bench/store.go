@@ -23,6 +23,7 @@ import (
 	"github.com/flowaudit/flowaudit/proto/dial"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 	"github.com/flowaudit/flowaudit/proto/zstd"
+	"github.com/flowaudit/flowaudit/queries"
 )
 
 const (
@@ -72,6 +73,42 @@ func benchStore(ctx context.Context, o options) (all []result, err error) {
 			return nil, err
 		}
 		all = append(all, r)
+	}
+	questions, err := askQuestions(ctx, s)
+	return append(all, questions...), err
+}
+
+// questionArguments are those that have no default.
+func questionArguments(q *queries.Question) map[string]string {
+	given := map[string]string{"address": storetest.Addr(4321).String(), "namespace": "team-1", "workload": "app-1"}
+	out := make(map[string]string)
+	for _, a := range q.Args {
+		if a.Required {
+			out[a.Name] = given[a.Name]
+		}
+	}
+	return out
+}
+
+// askQuestions times every named question over all that is stored. The first
+// one that reads edges makes those of the newest flows.
+func askQuestions(ctx context.Context, s store.Store) (all []result, err error) {
+	for _, q := range queries.All() {
+		var times []time.Duration
+		var rows store.Rows
+		for range askedTimes {
+			began := time.Now()
+			if rows, err = s.Query(ctx, q.Name, questionArguments(&q)); err != nil {
+				return all, err
+			}
+			times = append(times, time.Since(began))
+		}
+		first := times[0]
+		slices.Sort(times)
+		all = append(all, result{"query " + q.Name, "duckdb", []string{
+			fmt.Sprintf("%d ms (median of %d; first %d)", times[len(times)/2].Milliseconds(), askedTimes, first.Milliseconds()),
+			fmt.Sprintf("%d rows", len(rows.Rows)),
+		}})
 	}
 	return all, nil
 }

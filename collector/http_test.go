@@ -24,7 +24,7 @@ func TestQuestionsOverHTTP(t *testing.T) {
 		})
 	}()
 	base := "http://" + (<-address).String()
-	for path, want := range map[string]string{"/v1/status": `"store":"memory"`, "/v1/list": `"name":"denied-by-source"`, "/openapi.json": `"/v1/sql"`} {
+	for path, want := range map[string]string{"/v1/status": `"store":"memory"`, "/v1/list": `"name":"denied-by-source"`, "/openapi.json": `"/v1/select"`} {
 		res, err := http.Get(base + path)
 		if err != nil {
 			t.Fatal(err)

@@ -327,14 +327,14 @@ func TestSQL(t *testing.T) {
 		s := &memory{rows: store.Rows{Columns: []string{"a", "b", "c", "d", "e"}, Rows: [][]any{{nil, int64(5), 0.5, true, time.UnixMilli(0)}, {"x", nil, nil, nil, nil}}}}
 		c := serve(t, s)
 		defer c.close(t)
-		ask := func(r *flowauditv1.SqlRequest) (*flowauditv1.RunResponse, error) {
-			stream, err := c.query().Sql(t.Context(), r)
+		ask := func(r *flowauditv1.SelectRequest) (*flowauditv1.RunResponse, error) {
+			stream, err := c.query().Select(t.Context(), r)
 			if err != nil {
 				return nil, err
 			}
 			return stream.Recv()
 		}
-		m, err := ask(&flowauditv1.SqlRequest{Query: "SELECT 1", MaxRows: 9})
+		m, err := ask(&flowauditv1.SelectRequest{Query: "SELECT 1", MaxRows: 9})
 		if err != nil || !slices.Equal(m.GetTypes(), []string{"string", "int", "float", "bool", "time"}) || len(m.GetRows()) != 2 || m.GetCoverage() != nil {
 			t.Errorf("%v, %v", m, err)
 		}
@@ -342,15 +342,15 @@ func TestSQL(t *testing.T) {
 			t.Errorf("asked %q for %d rows", s.sql, s.sqlRows)
 		}
 		for rows, want := range map[uint64]int{0: sqlRows, 1 << 60: sqlRows} {
-			if _, err := ask(&flowauditv1.SqlRequest{Query: "SELECT 1", MaxRows: rows}); err != nil || s.sqlRows != want {
+			if _, err := ask(&flowauditv1.SelectRequest{Query: "SELECT 1", MaxRows: rows}); err != nil || s.sqlRows != want {
 				t.Errorf("%d rows asked for, limit %d, %v", rows, s.sqlRows, err)
 			}
 		}
-		if _, err := ask(&flowauditv1.SqlRequest{Query: strings.Repeat(" ", sqlText+1)}); status.Code(err) != codes.InvalidArgument {
+		if _, err := ask(&flowauditv1.SelectRequest{Query: strings.Repeat(" ", sqlText+1)}); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("a long text: %v", err)
 		}
 		s.sqlHangs = true
-		if _, err := ask(&flowauditv1.SqlRequest{Query: "SELECT 1"}); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "longer than 30s") {
+		if _, err := ask(&flowauditv1.SelectRequest{Query: "SELECT 1"}); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "longer than 30s") {
 			t.Errorf("SQL without an end: %v", err)
 		}
 	})

@@ -45,8 +45,8 @@ const (
 	sqlText = 1 << 20
 )
 
-// Sql implements the Query service.
-func (q *query) Sql(req *flowauditv1.SqlRequest, stream flowauditv1.Query_SqlServer) error { //nolint:revive // the generated name
+// Select implements the Query service.
+func (q *query) Select(req *flowauditv1.SelectRequest, stream flowauditv1.Query_SelectServer) error {
 	if len(req.GetQuery()) > sqlText {
 		return status.Errorf(codes.InvalidArgument, "the SQL is longer than %d bytes", sqlText)
 	}

@@ -48,7 +48,7 @@ type collector struct {
 	mu       sync.Mutex
 	observed *flowauditv1.ObserveRequest
 	ran      *flowauditv1.RunRequest
-	asked    *flowauditv1.SqlRequest
+	asked    *flowauditv1.SelectRequest
 }
 
 func (c *collector) Observe(req *flowauditv1.ObserveRequest, stream flowauditv1.Query_ObserveServer) error {
@@ -78,7 +78,7 @@ func (c *collector) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_Ru
 	return c.err
 }
 
-func (c *collector) Sql(req *flowauditv1.SqlRequest, stream flowauditv1.Query_SqlServer) error { //nolint:revive // the generated name
+func (c *collector) Select(req *flowauditv1.SelectRequest, stream flowauditv1.Query_SelectServer) error {
 	c.mu.Lock()
 	c.asked = req
 	c.mu.Unlock()

@@ -70,7 +70,7 @@ func (o *sqlQuery) run(ctx context.Context, text string) error {
 		text = string(read)
 	}
 	return o.ask(ctx, false, func(ctx context.Context, q flowauditv1.QueryClient) error {
-		stream, err := q.Sql(ctx, &flowauditv1.SqlRequest{Query: strings.TrimSpace(text), MaxRows: uint64(o.rows)}, compressed())
+		stream, err := q.Select(ctx, &flowauditv1.SelectRequest{Query: strings.TrimSpace(text), MaxRows: uint64(o.rows)}, compressed())
 		if err != nil {
 			return err
 		}

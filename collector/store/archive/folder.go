@@ -103,7 +103,7 @@ func (f Folder) exportDay(ctx context.Context, from store.Store, day time.Time, 
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // after a rename there is nothing
 	w, err := newFiles(dir)
 	if err != nil {
 		return err

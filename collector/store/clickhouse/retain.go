@@ -44,8 +44,15 @@ func (s *Store) dropBefore(ctx context.Context, slot, denied uint32) (freed int6
 	}
 	older, oldest := fmt.Sprintf(slotBefore, slot), fmt.Sprintf(slotBefore, denied)
 	for _, t := range []struct{ table, condition string }{
-		{"flow", older + notDenied}, {"key", older + notDenied}, {"flow", oldest}, {"key", oldest},
-		{"covered", older}, {"gap", older}, {"batch", older}, {"contested", older}, {"voided", oldest},
+		{"flow", older + notDenied},
+		{"key", older + notDenied},
+		{"flow", oldest},
+		{"key", oldest},
+		{"covered", older},
+		{"gap", older},
+		{"batch", older},
+		{"contested", older},
+		{"voided", oldest},
 	} {
 		n, err := s.dropPartitions(ctx, t.table, t.condition)
 		freed += n

@@ -19,42 +19,60 @@ import (
 //
 // copy tells apart what was written when a batch was sent twice; see claim.go.
 var tables = [...]struct{ name, columns, engine, partition, order, shard string }{
-	{"batch", `slot UInt32, cluster {{.Text}}, instance {{.Text}}, epoch UInt64, sequence UInt64, copy UInt64, stored UInt8`,
-		"MergeTree", "slot", "cluster, instance, epoch, sequence", "sipHash64(instance)"},
-	{"contested", `slot UInt32, cluster {{.Text}}, instance {{.Text}}, epoch UInt64, sequence UInt64`,
-		"ReplacingMergeTree", "slot", "cluster, instance, epoch, sequence", "sipHash64(instance)"},
+	{
+		"batch", `slot UInt32, cluster {{.Text}}, instance {{.Text}}, epoch UInt64, sequence UInt64, copy UInt64, stored UInt8`,
+		"MergeTree", "slot", "cluster, instance, epoch, sequence", "sipHash64(instance)",
+	},
+	{
+		"contested", `slot UInt32, cluster {{.Text}}, instance {{.Text}}, epoch UInt64, sequence UInt64`,
+		"ReplacingMergeTree", "slot", "cluster, instance, epoch, sequence", "sipHash64(instance)",
+	},
 	{"voided", `slot UInt32, copy UInt64`, "ReplacingMergeTree", "slot", "copy", "copy"},
-	{"key", `slot UInt32, id UInt64, pair UInt64, cluster {{.Text}}, node {{.Text}}, protocol UInt8, port UInt16, verdict ` + verdictType + `,
+	{
+		"key", `slot UInt32, id UInt64, pair UInt64, cluster {{.Text}}, node {{.Text}}, protocol UInt8, port UInt16, verdict ` + verdictType + `,
 		direction UInt8, reason UInt8, expected UInt8, assessment UInt8, caveat UInt8, sources UInt8, translated String,
 		src_addr String, src_ip String, src_kind UInt8, src_namespace {{.Text}}, src_pod String, src_workload_kind {{.Text}}, src_workload {{.Text}},
 		src_node {{.Text}}, src_identity UInt64, src_labels {{.Text}}, src_candidates String,
 		dst_addr String, dst_ip String, dst_kind UInt8, dst_namespace {{.Text}}, dst_pod String, dst_workload_kind {{.Text}}, dst_workload {{.Text}},
 		dst_node {{.Text}}, dst_identity UInt64, dst_labels {{.Text}}, dst_candidates String,
 		service_addr String, service_ip String, service_port UInt16, service_namespace {{.Text}}, service {{.Text}}, policies {{.Text}}, policy_names {{.Text}}`,
-		"ReplacingMergeTree", "(slot, verdict = 'denied')", "id", "id"},
-	{"flow", `slot UInt32, key UInt64{{.Codec "ZSTD(1)"}}, verdict ` + verdictType + `{{.Codec "ZSTD(1)"}}, start Int64{{.Codec "Delta, ZSTD(1)"}}, duration UInt32{{.Codec "ZSTD(1)"}},
+		"ReplacingMergeTree", "(slot, verdict = 'denied')", "id", "id",
+	},
+	{
+		"flow", `slot UInt32, key UInt64{{.Codec "ZSTD(1)"}}, verdict ` + verdictType + `{{.Codec "ZSTD(1)"}}, start Int64{{.Codec "Delta, ZSTD(1)"}}, duration UInt32{{.Codec "ZSTD(1)"}},
 		source_port UInt16{{.Codec "ZSTD(1)"}}, connections UInt64{{.Codec "T64, ZSTD(1)"}}, counted UInt8{{.Codec "ZSTD(1)"}}, tcp_flags UInt8{{.Codec "ZSTD(1)"}},
 		packets_sent UInt64{{.Codec "T64, ZSTD(1)"}}, bytes_sent UInt64{{.Codec "T64, ZSTD(1)"}}, packets_received UInt64{{.Codec "T64, ZSTD(1)"}},
 		bytes_received UInt64{{.Codec "T64, ZSTD(1)"}}, copy UInt64{{.Codec "Delta, ZSTD(1)"}}`,
-		"MergeTree", "(slot, verdict = 'denied', start < 0)", "key, start", "key"},
-	{"covered", `slot UInt32, node {{.Text}}, instance {{.Text}}, scope UInt8, start Int64, stop Int64, limits {{.Text}}, copy UInt64`,
-		"MergeTree", "(slot, start < 0)", "node, start", "sipHash64(node)"},
-	{"gap", `slot UInt32, node {{.Text}}, source {{.Text}}, kind UInt8, start Int64, stop Int64, lost UInt64, detail String, copy UInt64`,
-		"MergeTree", "(slot, start < 0)", "node, start", "sipHash64(node)"},
+		"MergeTree", "(slot, verdict = 'denied', start < 0)", "key, start", "key",
+	},
+	{
+		"covered", `slot UInt32, node {{.Text}}, instance {{.Text}}, scope UInt8, start Int64, stop Int64, limits {{.Text}}, copy UInt64`,
+		"MergeTree", "(slot, start < 0)", "node, start", "sipHash64(node)",
+	},
+	{
+		"gap", `slot UInt32, node {{.Text}}, source {{.Text}}, kind UInt8, start Int64, stop Int64, lost UInt64, detail String, copy UInt64`,
+		"MergeTree", "(slot, start < 0)", "node, start", "sipHash64(node)",
+	},
 	{"touched", `month UInt32, slot UInt32, hour UInt32, version UInt64`, "ReplacingMergeTree(version)", "month", "slot, hour", "hour"},
 	{"summed", `month UInt32, slot UInt32, hour UInt32, version UInt64`, "ReplacingMergeTree(version)", "month", "slot, hour", "hour"},
 	{"frozen", `slot UInt32`, "ReplacingMergeTree", "tuple()", "slot", "slot"},
-	{"edge", `month UInt32, slot UInt32, hour UInt32, version UInt64, id UInt64, first Int64, last Int64, connections UInt64, sent UInt64, received UInt64,
+	{
+		"edge", `month UInt32, slot UInt32, hour UInt32, version UInt64, id UInt64, first Int64, last Int64, connections UInt64, sent UInt64, received UInt64,
 		cluster {{.Text}}, protocol UInt8, port UInt16, direction UInt8, verdict UInt8, expected UInt8, assessment UInt8, caveat UInt8, exempt UInt8, seen String,
 		src_kind UInt8, src_identity UInt64, src_namespace {{.Text}}, src_workload_kind {{.Text}}, src_workload {{.Text}}, src_node {{.Text}}, src_addr String, src_bits UInt8,
 		src_labels {{.Text}}, src_ip String,
 		dst_kind UInt8, dst_identity UInt64, dst_namespace {{.Text}}, dst_workload_kind {{.Text}}, dst_workload {{.Text}}, dst_node {{.Text}}, dst_addr String, dst_bits UInt8,
 		dst_labels {{.Text}}, dst_ip String`,
-		"ReplacingMergeTree(version)", "month", "slot, hour, id", "hour"},
-	{"change", `time Int64, sequence UInt64, cluster {{.Text}}, kind UInt8, namespace {{.Text}}, name String, author {{.Text}}, deleted UInt8, object String`,
-		"MergeTree", "kind", "cluster, kind, namespace, name, time, sequence", "sipHash64(name)"},
-	{"rule", `time Int64, sequence UInt64, cluster {{.Text}}, namespace {{.Text}}, policy String, deleted UInt8, name String, side String, rule String, all_pods UInt8`,
-		"MergeTree", "tuple()", "cluster, namespace, policy, time", "sipHash64(policy)"},
+		"ReplacingMergeTree(version)", "month", "slot, hour, id", "hour",
+	},
+	{
+		"change", `time Int64, sequence UInt64, cluster {{.Text}}, kind UInt8, namespace {{.Text}}, name String, author {{.Text}}, deleted UInt8, object String`,
+		"MergeTree", "kind", "cluster, kind, namespace, name, time, sequence", "sipHash64(name)",
+	},
+	{
+		"rule", `time Int64, sequence UInt64, cluster {{.Text}}, namespace {{.Text}}, policy String, deleted UInt8, name String, side String, rule String, all_pods UInt8`,
+		"MergeTree", "tuple()", "cluster, namespace, policy, time", "sipHash64(policy)",
+	},
 }
 
 const verdictType = "Enum8('unknown' = 0, 'allowed' = 1, 'denied' = 2, 'unanswered' = 3)"

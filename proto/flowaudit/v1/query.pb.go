@@ -860,7 +860,7 @@ func (x *RunResponse) GetTypes() []string {
 	return nil
 }
 
-type SqlRequest struct {
+type SelectRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Query         string                 `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`
 	MaxRows       uint64                 `protobuf:"varint,2,opt,name=max_rows,json=maxRows,proto3" json:"max_rows,omitempty"` // 0 takes the collector's limit; a longer answer is an error
@@ -868,20 +868,20 @@ type SqlRequest struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *SqlRequest) Reset() {
-	*x = SqlRequest{}
+func (x *SelectRequest) Reset() {
+	*x = SelectRequest{}
 	mi := &file_flowaudit_v1_query_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *SqlRequest) String() string {
+func (x *SelectRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*SqlRequest) ProtoMessage() {}
+func (*SelectRequest) ProtoMessage() {}
 
-func (x *SqlRequest) ProtoReflect() protoreflect.Message {
+func (x *SelectRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_flowaudit_v1_query_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -893,19 +893,19 @@ func (x *SqlRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use SqlRequest.ProtoReflect.Descriptor instead.
-func (*SqlRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use SelectRequest.ProtoReflect.Descriptor instead.
+func (*SelectRequest) Descriptor() ([]byte, []int) {
 	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{10}
 }
 
-func (x *SqlRequest) GetQuery() string {
+func (x *SelectRequest) GetQuery() string {
 	if x != nil {
 		return x.Query
 	}
 	return ""
 }
 
-func (x *SqlRequest) GetMaxRows() uint64 {
+func (x *SelectRequest) GetMaxRows() uint64 {
 	if x != nil {
 		return x.MaxRows
 	}
@@ -2295,9 +2295,8 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\acolumns\x18\x01 \x03(\tR\acolumns\x12.\n" +
 	"\x04rows\x18\x02 \x03(\v2\x1a.google.protobuf.ListValueR\x04rows\x122\n" +
 	"\bcoverage\x18\x03 \x01(\v2\x16.flowaudit.v1.CoverageR\bcoverage\x12\x14\n" +
-	"\x05types\x18\x04 \x03(\tR\x05types\"=\n" +
-	"\n" +
-	"SqlRequest\x12\x14\n" +
+	"\x05types\x18\x04 \x03(\tR\x05types\"@\n" +
+	"\rSelectRequest\x12\x14\n" +
 	"\x05query\x18\x01 \x01(\tR\x05query\x12\x19\n" +
 	"\bmax_rows\x18\x02 \x01(\x04R\amaxRows\"\r\n" +
 	"\vListRequest\"D\n" +
@@ -2441,11 +2440,11 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\x17CHANGE_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12CHANGE_KIND_POLICY\x10\x01\x12\x19\n" +
 	"\x15CHANGE_KIND_NAMESPACE\x10\x02\x12\x18\n" +
-	"\x14CHANGE_KIND_IDENTITY\x10\x032\xe2\x03\n" +
+	"\x14CHANGE_KIND_IDENTITY\x10\x032\xe8\x03\n" +
 	"\x05Query\x12H\n" +
 	"\aObserve\x12\x1c.flowaudit.v1.ObserveRequest\x1a\x1d.flowaudit.v1.ObserveResponse0\x01\x12<\n" +
-	"\x03Run\x12\x18.flowaudit.v1.RunRequest\x1a\x19.flowaudit.v1.RunResponse0\x01\x12<\n" +
-	"\x03Sql\x12\x18.flowaudit.v1.SqlRequest\x1a\x19.flowaudit.v1.RunResponse0\x01\x12=\n" +
+	"\x03Run\x12\x18.flowaudit.v1.RunRequest\x1a\x19.flowaudit.v1.RunResponse0\x01\x12B\n" +
+	"\x06Select\x12\x1b.flowaudit.v1.SelectRequest\x1a\x19.flowaudit.v1.RunResponse0\x01\x12=\n" +
 	"\x04List\x12\x19.flowaudit.v1.ListRequest\x1a\x1a.flowaudit.v1.ListResponse\x12C\n" +
 	"\x06Status\x12\x1b.flowaudit.v1.StatusRequest\x1a\x1c.flowaudit.v1.StatusResponse\x12B\n" +
 	"\x05Edges\x12\x1a.flowaudit.v1.EdgesRequest\x1a\x1b.flowaudit.v1.EdgesResponse0\x01\x12K\n" +
@@ -2479,7 +2478,7 @@ var file_flowaudit_v1_query_proto_goTypes = []any{
 	(*ObserveResponse)(nil),    // 10: flowaudit.v1.ObserveResponse
 	(*RunRequest)(nil),         // 11: flowaudit.v1.RunRequest
 	(*RunResponse)(nil),        // 12: flowaudit.v1.RunResponse
-	(*SqlRequest)(nil),         // 13: flowaudit.v1.SqlRequest
+	(*SelectRequest)(nil),      // 13: flowaudit.v1.SelectRequest
 	(*ListRequest)(nil),        // 14: flowaudit.v1.ListRequest
 	(*ListResponse)(nil),       // 15: flowaudit.v1.ListResponse
 	(*Question)(nil),           // 16: flowaudit.v1.Question
@@ -2548,14 +2547,14 @@ var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	2,  // 36: flowaudit.v1.Change.kind:type_name -> flowaudit.v1.ChangeKind
 	9,  // 37: flowaudit.v1.Query.Observe:input_type -> flowaudit.v1.ObserveRequest
 	11, // 38: flowaudit.v1.Query.Run:input_type -> flowaudit.v1.RunRequest
-	13, // 39: flowaudit.v1.Query.Sql:input_type -> flowaudit.v1.SqlRequest
+	13, // 39: flowaudit.v1.Query.Select:input_type -> flowaudit.v1.SelectRequest
 	14, // 40: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
 	18, // 41: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
 	22, // 42: flowaudit.v1.Query.Edges:input_type -> flowaudit.v1.EdgesRequest
 	26, // 43: flowaudit.v1.Query.Timeline:input_type -> flowaudit.v1.TimelineRequest
 	10, // 44: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
 	12, // 45: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
-	12, // 46: flowaudit.v1.Query.Sql:output_type -> flowaudit.v1.RunResponse
+	12, // 46: flowaudit.v1.Query.Select:output_type -> flowaudit.v1.RunResponse
 	15, // 47: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
 	19, // 48: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
 	23, // 49: flowaudit.v1.Query.Edges:output_type -> flowaudit.v1.EdgesResponse

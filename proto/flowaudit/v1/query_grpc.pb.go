@@ -23,7 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Query_Observe_FullMethodName  = "/flowaudit.v1.Query/Observe"
 	Query_Run_FullMethodName      = "/flowaudit.v1.Query/Run"
-	Query_Sql_FullMethodName      = "/flowaudit.v1.Query/Sql"
+	Query_Select_FullMethodName   = "/flowaudit.v1.Query/Select"
 	Query_List_FullMethodName     = "/flowaudit.v1.Query/List"
 	Query_Status_FullMethodName   = "/flowaudit.v1.Query/Status"
 	Query_Edges_FullMethodName    = "/flowaudit.v1.Query/Edges"
@@ -39,9 +39,9 @@ type QueryClient interface {
 	Observe(ctx context.Context, in *ObserveRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ObserveResponse], error)
 	// Run answers a named question of the queries folder.
 	Run(ctx context.Context, in *RunRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunResponse], error)
-	// Sql answers one SELECT over the views that questions read. It cannot
+	// Select answers one SELECT over the views that questions read. It cannot
 	// change anything, nor read or write files, and is limited in time and rows.
-	Sql(ctx context.Context, in *SqlRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunResponse], error)
+	Select(ctx context.Context, in *SelectRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunResponse], error)
 	// List names the questions that Run knows.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Status says how the collector and its agents are.
@@ -99,13 +99,13 @@ func (c *queryClient) Run(ctx context.Context, in *RunRequest, opts ...grpc.Call
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Query_RunClient = grpc.ServerStreamingClient[RunResponse]
 
-func (c *queryClient) Sql(ctx context.Context, in *SqlRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunResponse], error) {
+func (c *queryClient) Select(ctx context.Context, in *SelectRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Query_ServiceDesc.Streams[2], Query_Sql_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Query_ServiceDesc.Streams[2], Query_Select_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	x := &grpc.GenericClientStream[SqlRequest, RunResponse]{ClientStream: stream}
+	x := &grpc.GenericClientStream[SelectRequest, RunResponse]{ClientStream: stream}
 	if err := x.ClientStream.SendMsg(in); err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func (c *queryClient) Sql(ctx context.Context, in *SqlRequest, opts ...grpc.Call
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Query_SqlClient = grpc.ServerStreamingClient[RunResponse]
+type Query_SelectClient = grpc.ServerStreamingClient[RunResponse]
 
 func (c *queryClient) List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -185,9 +185,9 @@ type QueryServer interface {
 	Observe(*ObserveRequest, grpc.ServerStreamingServer[ObserveResponse]) error
 	// Run answers a named question of the queries folder.
 	Run(*RunRequest, grpc.ServerStreamingServer[RunResponse]) error
-	// Sql answers one SELECT over the views that questions read. It cannot
+	// Select answers one SELECT over the views that questions read. It cannot
 	// change anything, nor read or write files, and is limited in time and rows.
-	Sql(*SqlRequest, grpc.ServerStreamingServer[RunResponse]) error
+	Select(*SelectRequest, grpc.ServerStreamingServer[RunResponse]) error
 	// List names the questions that Run knows.
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Status says how the collector and its agents are.
@@ -213,8 +213,8 @@ func (UnimplementedQueryServer) Observe(*ObserveRequest, grpc.ServerStreamingSer
 func (UnimplementedQueryServer) Run(*RunRequest, grpc.ServerStreamingServer[RunResponse]) error {
 	return status.Error(codes.Unimplemented, "method Run not implemented")
 }
-func (UnimplementedQueryServer) Sql(*SqlRequest, grpc.ServerStreamingServer[RunResponse]) error {
-	return status.Error(codes.Unimplemented, "method Sql not implemented")
+func (UnimplementedQueryServer) Select(*SelectRequest, grpc.ServerStreamingServer[RunResponse]) error {
+	return status.Error(codes.Unimplemented, "method Select not implemented")
 }
 func (UnimplementedQueryServer) List(context.Context, *ListRequest) (*ListResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
@@ -271,16 +271,16 @@ func _Query_Run_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Query_RunServer = grpc.ServerStreamingServer[RunResponse]
 
-func _Query_Sql_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(SqlRequest)
+func _Query_Select_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(SelectRequest)
 	if err := stream.RecvMsg(m); err != nil {
 		return err
 	}
-	return srv.(QueryServer).Sql(m, &grpc.GenericServerStream[SqlRequest, RunResponse]{ServerStream: stream})
+	return srv.(QueryServer).Select(m, &grpc.GenericServerStream[SelectRequest, RunResponse]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Query_SqlServer = grpc.ServerStreamingServer[RunResponse]
+type Query_SelectServer = grpc.ServerStreamingServer[RunResponse]
 
 func _Query_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListRequest)
@@ -368,8 +368,8 @@ var Query_ServiceDesc = grpc.ServiceDesc{
 			ServerStreams: true,
 		},
 		{
-			StreamName:    "Sql",
-			Handler:       _Query_Sql_Handler,
+			StreamName:    "Select",
+			Handler:       _Query_Select_Handler,
 			ServerStreams: true,
 		},
 		{
