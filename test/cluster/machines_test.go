@@ -109,9 +109,10 @@ func TestContainers(t *testing.T) {
 	compare(t, "real", deeds)
 }
 
-// handOver lets time pass in which an address could still be its last pod's:
-// what happens then is ambiguous, and rightly so.
-func handOver() { time.Sleep(5 * time.Second) }
+// handOver lets time pass in which an address could still be its last pod's: a
+// reboot tells no pod's end, so that for half a minute (linger, package kube)
+// what happens is ambiguous, and rightly so.
+func handOver() { time.Sleep(35 * time.Second) }
 
 // machines are two nodes with a kubelet and an agent.
 func machines(t *testing.T) []*cluster.Node {
