@@ -146,7 +146,8 @@ func (c *churn) talk(number int, addr netip.Addr, first, end int) error {
 // tally is how flowaudit named what the pods sent.
 type tally struct {
 	named, ambiguous, unnamed, misnamed uint64
-	wrong                               []string // in words
+	wrong                               []string       // in words
+	when                                map[string]int // of those, by second
 }
 
 func (n tally) all() uint64 { return n.named + n.ambiguous + n.unnamed + n.misnamed }
@@ -165,6 +166,7 @@ func (n *tally) add(f *flow.Flow) {
 		n.named += f.Connections
 	default:
 		n.misnamed += f.Connections
+		n.when[f.Node+" "+f.Start.Format(time.TimeOnly)]++
 		n.wrong = append(n.wrong, fmt.Sprintf("%s to port %d is %s's, and named %s %s/%s, by %s at %s",
 			f.Src, f.Port, want, s.Kind, s.Namespace, s.Pod, f.Node, f.Start.Format(time.RFC3339Nano)))
 	}
@@ -191,7 +193,7 @@ func TestChurn(t *testing.T) {
 	must(t, group.Wait())
 	var n tally
 	err := lab.product.Until(t.Context(), patience, "every flow", func() error {
-		n = tally{}
+		n = tally{when: make(map[string]int)}
 		if err := lab.product.Each(t.Context(), n.add, "-n", churnSpace, "--verdict", everything); err != nil {
 			return err
 		}
@@ -205,7 +207,7 @@ func TestChurn(t *testing.T) {
 		t.Error(err)
 	}
 	if len(n.wrong) > 0 {
-		t.Errorf("named wrongly:\n%s", strings.Join(n.wrong[:min(len(n.wrong), 10)], "\n"))
+		t.Errorf("named wrongly, %v:\n%s", n.when, strings.Join(n.wrong[:min(len(n.wrong), 10)], "\n"))
 	}
 	if n.all() != uint64(c.sent) {
 		t.Errorf("%d connections were made", c.sent)

@@ -43,7 +43,7 @@ func TestOtherEnds(t *testing.T) {
 	must(t, err)
 	server, host, job := one(t, "server"), one(t, "host"), one(t, "nightly")
 	must(t, lab.ServiceReady(t.Context(), "ends", "server", 1))
-	outside, outsideAddr, err := lab.Outside()
+	outside, err := lab.Outside()
 	must(t, err)
 	t.Cleanup(func() {
 		if err := outside.Close(); err != nil {
@@ -65,7 +65,7 @@ func TestOtherEnds(t *testing.T) {
 	talk(host, ledger.End{Addr: host.Node.IPv4, Pod: "node", Node: "node1"}, direct, ledger.Deed{Port: 8081})
 	// Through a NodePort of one node to a pod of the other, which sees the node's address.
 	nodePort := netip.AddrPortFrom(lab.Nodes[0].IPv4, 30080).String()
-	talk(outside, ledger.End{Addr: outsideAddr, Pod: "outside"}, nodePort, ledger.Deed{Port: 8080, Service: "ends/server"})
+	talk(outside, ledger.End{Addr: outside.IPv4, Pod: "outside"}, nodePort, ledger.Deed{Port: 8080, Service: "ends/server"})
 	// A Job's pod, and the pod that has its address when it has completed.
 	talk(job, ledger.End{Addr: job.IPv4, Pod: job.Key.String(), Workload: "CronJob/nightly", Node: "node1"}, direct, ledger.Deed{Port: 8081})
 	newSecond()

@@ -93,27 +93,6 @@ func route(p *plane, nodes []*Node) error {
 	return nil
 }
 
-const (
-	outside        = "203.0.113.7"
-	outsideNetwork = "203.0.113.0/24"
-)
-
-// Outside makes a network namespace that is no part of the cluster and reaches
-// the nodes' own addresses. The caller closes it.
-func (c *Cluster) Outside() (ns *netlab.Namespace, addr netip.Addr, err error) {
-	if ns, err = netlab.New("outside"); err != nil {
-		return nil, addr, err
-	}
-	err = errors.Join(
-		netlab.Link(c.plane.ns, "port-outside", nil, ns, "eth0", []string{outside + "/24"}),
-		c.plane.ns.IP("link", "set", "port-outside", "master", "br0"),
-		ns.IP("route", "add", nodeNetwork, "dev", "eth0"))
-	for _, n := range c.all() {
-		err = errors.Join(err, n.IP("route", "replace", outsideNetwork, "dev", "eth0"))
-	}
-	return ns, netip.MustParseAddr(outside), err
-}
-
 func (n *Node) labels() labels.Set {
 	kind := KindNamespace
 	if n.machine != nil {

@@ -23,6 +23,7 @@ import (
 // The networks exist in this cluster's namespaces only.
 const (
 	nodeNetwork  = "10.99.0.0/24"
+	nodeNetwork6 = "fd99::/64"
 	apiAddr      = "10.99.0.1"
 	apiAddr6     = "fd99::1"
 	apiURL       = "https://" + apiAddr + ":6443"

@@ -88,10 +88,16 @@ func (s *Store) covered(ctx context.Context, since, until time.Time, nodes map[s
 			last, upTo = node, 0
 		}
 		start = max(start, upTo)
-		if end > start {
-			nodes[node].Covered += time.Duration(end-start) * time.Millisecond
-			upTo = end
+		if end <= start {
+			continue
 		}
+		n := nodes[node]
+		if n == nil { // its first batch came after the nodes were listed
+			n = &flow.NodeCoverage{Node: node}
+			nodes[node] = n
+		}
+		n.Covered += time.Duration(end-start) * time.Millisecond
+		upTo = end
 	}
 	return rows.Err()
 }

@@ -543,7 +543,11 @@ func concurrent(t *testing.T, s Fixture) {
 					return
 				default:
 				}
-				if err := s.Flows(context.Background(), store.FlowsRequest{Last: 5}, func(flow.Flow) bool { return true }); err != nil {
+				err := s.Flows(context.Background(), store.FlowsRequest{Last: 5}, func(flow.Flow) bool { return true })
+				if err == nil {
+					_, err = s.Coverage(context.Background(), T0, T0.Add(time.Hour))
+				}
+				if err != nil {
 					t.Error(err)
 					return
 				}
@@ -551,7 +555,9 @@ func concurrent(t *testing.T, s Fixture) {
 		})
 	}
 	for seq := range uint64(20) {
-		if _, err := s.Append(t.Context(), []flow.Batch{batch(seq+1, g.Flows(1000, T0, time.Minute)...)}); err != nil {
+		b := batch(seq+1, g.Flows(1000, T0, time.Minute)...)
+		b.Node = fmt.Sprint("n", seq) // one that a reader may not have listed yet
+		if _, err := s.Append(t.Context(), []flow.Batch{b}); err != nil {
 			t.Error(err)
 		}
 		s.Advance(10 * time.Minute)

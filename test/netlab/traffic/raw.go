@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"syscall"
@@ -64,21 +65,26 @@ func sctpInitValue(tag uint32) []byte {
 	return binary.BigEndian.AppendUint32(b, 1)
 }
 
-const sctpPort, clientTag, serverTag = 40000, 0xc11e, 0x5e12
+const clientTag, serverTag = 0xc11e, 0x5e12
+
+// sctpPort is a client's port. It is another each time: conntrack takes a
+// second association between the same ports for more of the first.
+func sctpPort() uint16 { return uint16(32768 + rand.IntN(28232)) }
 
 // Associate sends the packets of an SCTP handshake, the server's too: the
 // kernel may know no SCTP. NoSCTP must keep both kernels quiet.
 func Associate(client, server Place, clientAddr, serverAddr netip.Addr, port uint16) error {
+	from := sctpPort()
 	return errors.Join(
-		InitSCTP(client, serverAddr, port),
-		sendRaw(server, unix.IPPROTO_SCTP, clientAddr, sctpPacket(port, sctpPort, clientTag, sctpInitAck, sctpInitValue(serverTag))),
-		sendRaw(client, unix.IPPROTO_SCTP, serverAddr, sctpPacket(sctpPort, port, serverTag, sctpCookieEcho, make([]byte, 8))),
-		sendRaw(server, unix.IPPROTO_SCTP, clientAddr, sctpPacket(port, sctpPort, clientTag, sctpCookieAck, nil)))
+		sendRaw(client, unix.IPPROTO_SCTP, serverAddr, sctpPacket(from, port, 0, sctpInit, sctpInitValue(clientTag))),
+		sendRaw(server, unix.IPPROTO_SCTP, clientAddr, sctpPacket(port, from, clientTag, sctpInitAck, sctpInitValue(serverTag))),
+		sendRaw(client, unix.IPPROTO_SCTP, serverAddr, sctpPacket(from, port, serverTag, sctpCookieEcho, make([]byte, 8))),
+		sendRaw(server, unix.IPPROTO_SCTP, clientAddr, sctpPacket(port, from, clientTag, sctpCookieAck, nil)))
 }
 
 // InitSCTP sends an association's first packet only.
 func InitSCTP(client Place, to netip.Addr, port uint16) error {
-	return sendRaw(client, unix.IPPROTO_SCTP, to, sctpPacket(sctpPort, port, 0, sctpInit, sctpInitValue(clientTag)))
+	return sendRaw(client, unix.IPPROTO_SCTP, to, sctpPacket(sctpPort(), port, 0, sctpInit, sctpInitValue(clientTag)))
 }
 
 // NoSCTP is a rule set, in nft(8)'s language, that keeps a namespace's kernel

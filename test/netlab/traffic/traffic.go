@@ -124,6 +124,9 @@ func Exchange(c net.Conn, size int) error {
 	return nil
 }
 
+// ErrLetIn says that a connection got through that was to be refused.
+var ErrLetIn = errors.New("it was let in and must be refused")
+
 // Knock tries to connect, or sends one datagram, where no answer may come. A
 // connection that gets through is an error.
 func Knock(ctx context.Context, from Place, network, to string) error {
@@ -134,7 +137,7 @@ func Knock(ctx context.Context, from Place, network, to string) error {
 		}
 		defer c.Close()
 		if strings.HasPrefix(network, "tcp") {
-			return fmt.Errorf("%s let a connection in that must be refused", to)
+			return fmt.Errorf("try %s: %w", to, ErrLetIn)
 		}
 		if _, err = c.Write([]byte("knock")); err != nil {
 			return fmt.Errorf("send a datagram to %s: %w", to, err)
