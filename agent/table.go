@@ -145,7 +145,7 @@ func (t *table) packet(o *flow.Observation) {
 		return // conntrack counts it
 	}
 	t.countPacket(f, o)
-	if t.attempts.first(&k, o.Original.SrcPort, o.Time) {
+	if t.attempts.first(&k, o.Original.SrcPort, o.Sequence, o.Time) {
 		f.Connections++
 	}
 	if f.SourcePort == 0 {
