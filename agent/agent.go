@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/flowaudit/flowaudit/agent/conntrack"
 	"github.com/flowaudit/flowaudit/agent/nflog"
+	"github.com/flowaudit/flowaudit/agent/spool"
 	"github.com/flowaudit/flowaudit/agent/tap"
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
@@ -29,13 +31,46 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer conn.Close()
-	a := &agent{Options: o, inbox: newInbox(), queue: newQueue(o.Cluster, o.instance(), o.MaxQueue), started: time.Now()}
+	a := &agent{Options: o, inbox: newInbox(), started: time.Now()}
+	if err := a.openQueue(); err != nil {
+		return err
+	}
 	release, err := a.prepare()
 	if err != nil {
 		return err
 	}
 	defer release()
-	return a.run(ctx, &stream{queue: a.queue, client: flowauditv1.NewIngestClient(conn), log: o.Log})
+	return a.run(ctx, &stream{
+		queue: a.queue, client: flowauditv1.NewIngestClient(conn), lost: a.inbox.lost, hurry: conn.ResetConnectBackoff, log: o.Log,
+	})
+}
+
+// openQueue makes the queue. A disk that takes nothing is no reason not to
+// watch: then batches wait in memory.
+func (a *agent) openQueue() error {
+	dir, epoch := a.spoolDir(), rand.Uint64()
+	var d *disk
+	if dir == "" {
+		a.Log.Warn("batches wait in memory only: give --state-dir or --spool-dir a directory that outlasts a restart")
+	} else {
+		var err error
+		d, err = openDisk(spool.Options{
+			Dir: dir, MaxBytes: a.SpoolMax, MaxAge: a.SpoolAge, Log: a.Log,
+			Lost: func(l spool.Loss) { a.inbox.lost(spoolGap(l)) },
+		})
+		if errors.Is(err, spool.ErrLocked) {
+			return err
+		}
+		if err != nil {
+			a.Log.Error("batches wait in memory only, and are lost in a restart", "error", err)
+			a.limits = append(a.limits, "the spool cannot be used: batches wait in the agent's memory only")
+		} else {
+			epoch, a.covered = d.Epoch(), d.Covered()
+		}
+	}
+	a.queue = newQueue(a.Cluster, a.instance(), epoch, a.MaxQueue)
+	a.queue.disk = d
+	return nil
 }
 
 type agent struct {
@@ -51,6 +86,7 @@ type agent struct {
 	notes   []string                                // which sources are read, and why
 	limits  []string
 	started time.Time
+	covered time.Time // up to when an earlier run's batches tell, as far as the spool knows
 }
 
 // prepare makes the parts. The returned function undoes what it did to the
@@ -84,7 +120,7 @@ func (a *agent) prepare() (release func(), err error) {
 	a.sources = newSources(a.openers(), a.inbox.lost, a.Log)
 	a.loop = newLoop(loopOptions{
 		Node: a.reporter(), Scope: a.Scope, Window: a.Window, StateDir: a.StateDir, Log: a.Log,
-		Status: a.status, Malformed: a.sources.malformedBySource, Ask: a.ask,
+		Status: a.status, Malformed: a.sources.malformedBySource, Ask: a.ask, Full: a.queue.full, Apart: a.queue.disk != nil,
 	}, t, a.inbox, a.queue.put)
 	return release, nil
 }
@@ -152,20 +188,21 @@ func (a *agent) activate() (func(), error) {
 
 // restore takes over what an earlier run left, and tells the time between as a gap.
 func (a *agent) restore(t *table) error {
-	if a.StateDir == "" {
-		return nil
+	covered := a.covered
+	if a.StateDir != "" {
+		known, saved, err := loadState(a.StateDir)
+		switch {
+		case errors.Is(err, errState):
+			a.Log.Error("state is not taken over, live connections may be counted again", "error", err)
+		case err != nil:
+			return err
+		}
+		if t.known = known; saved.After(covered) {
+			covered = saved
+		}
 	}
-	known, saved, err := loadState(a.StateDir)
-	if errors.Is(err, errState) {
-		a.Log.Error("state is not taken over, live connections may be counted again", "error", err)
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	t.known = known
-	if !saved.IsZero() {
-		a.inbox.lost(flow.Gap{Kind: flow.GapDowntime, Start: saved, End: a.started, Detail: "the agent did not run"})
+	if !covered.IsZero() && covered.Before(a.started) {
+		a.inbox.lost(flow.Gap{Kind: flow.GapDowntime, Start: covered, End: a.started, Detail: "the agent did not run"})
 	}
 	return nil
 }
@@ -234,6 +271,9 @@ func (a *agent) status() flow.AgentStatus {
 		w := a.watch.Status()
 		s.Skew, s.Limits = w.Skew, slices.Concat(a.limits, w.Problems)
 	}
+	if d := a.queue.disk; d != nil && d.failing.Load() {
+		s.Limits = append(slices.Clip(s.Limits), "the disk takes nothing: batches wait in the agent's memory only")
+	}
 	return s
 }
 
@@ -260,19 +300,36 @@ func (a *agent) run(ctx context.Context, out *stream) error {
 	})
 	sending, stopSending := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopSending()
-	drained := make(chan error, 1)
+	drained, kept := make(chan error, 1), make(chan struct{})
+	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopKeeping()
 	go func() { drained <- out.run(sending) }()
+	go func() { defer close(kept); a.queue.keep(keeping) }()
 
 	err = group.Wait()
 	select {
 	case e := <-drained:
-		return errors.Join(err, e)
+		err = errors.Join(err, e)
 	case <-time.After(drainDeadline):
 		stopSending()
-		err = errors.Join(err, <-drained)
+		if e := <-drained; !errors.Is(e, context.Canceled) {
+			err = errors.Join(err, e)
+		}
 	}
-	if batches, flows := a.queue.waiting(); batches > 0 {
-		err = errors.Join(err, fmt.Errorf("stop: the collector did not take the last %d flows in %s", flows, drainDeadline))
+	stopKeeping()
+	<-kept
+	return errors.Join(err, a.left())
+}
+
+// left says what the collector did not take before the agent stopped. What is
+// on disk the next run sends.
+func (a *agent) left() error {
+	batches, flows, unsafe := a.queue.waiting()
+	if unsafe > 0 {
+		return fmt.Errorf("stop: the collector did not take the last %d flows in %s", unsafe, drainDeadline)
 	}
-	return err
+	if a.queue.disk != nil && a.queue.disk.Bytes() > 0 && batches > 0 {
+		a.Log.Info("the collector is away: what waits is sent by the next run", "batches", batches, "flows", flows, "bytes on disk", a.queue.disk.Bytes())
+	}
+	return nil
 }

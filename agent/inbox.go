@@ -69,10 +69,15 @@ func (b *inbox) lost(g flow.Gap) {
 		if p.Source != g.Source || p.Kind != g.Kind || p.Detail != g.Detail {
 			continue
 		}
-		if len(b.gaps) < maxGaps && g.Start.Sub(p.End) > time.Second {
+		if len(b.gaps) < maxGaps && (g.Start.Sub(p.End) > time.Second || p.Start.Sub(g.End) > time.Second) {
 			break
 		}
-		p.End = g.End
+		if g.Start.Before(p.Start) {
+			p.Start = g.Start
+		}
+		if g.End.After(p.End) {
+			p.End = g.End
+		}
 		p.Lost += g.Lost
 		return
 	}

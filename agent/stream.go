@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,25 +17,48 @@ import (
 	"github.com/flowaudit/flowaudit/proto/zstd"
 )
 
-// stream sends what the queue holds to the collector, again and again until it
-// is acknowledged.
+// stream sends what the queue holds to the collector until it is acknowledged:
+// batches as they come on one stream, what had to wait on another.
 type stream struct {
 	queue  *queue
 	client flowauditv1.IngestClient
+	lost   func(flow.Gap) // told what the collector refuses
+	// hurry makes the connection's next attempt due: it has pauses of its own,
+	// up to two minutes, which are too long.
+	hurry func()
 	log    *slog.Logger
 }
 
 const (
 	minBackoff = 250 * time.Millisecond
-	maxBackoff = 15 * time.Second
+	maxBackoff = 5 * time.Second
 )
 
 // run sends until the queue is closed and empty, or ctx ends.
 func (s *stream) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	late := &backlog{stream: s}
+	group.Go(func() error {
+		return s.retry(ctx, func(ctx context.Context) error {
+			err := s.session(ctx)
+			if late.suspect(err) {
+				s.log.Error("collector refuses a batch, and does not say which: what waits is sent one by one", "error", err)
+			}
+			s.queue.broken()
+			return err
+		})
+	})
+	group.Go(func() error { return s.retry(ctx, late.run) })
+	return group.Wait()
+}
+
+// retry calls session until it succeeds.
+func (s *stream) retry(ctx context.Context, session func(context.Context) error) error {
 	backoff := minBackoff
 	for {
 		began := time.Now()
-		err := s.session(ctx)
+		s.hurry()
+		err := session(ctx)
 		if err == nil {
 			return nil
 		}
@@ -45,8 +69,8 @@ func (s *stream) run(ctx context.Context) error {
 			backoff = minBackoff
 		}
 		if backoff == minBackoff {
-			batches, flows := s.queue.waiting()
-			s.log.Warn("collector is away, flows wait in the queue", "error", err, "batches", batches, "flows", flows)
+			batches, flows, _ := s.queue.waiting()
+			s.log.Warn("collector is away, flows wait", "error", err, "batches", batches, "flows", flows)
 		}
 		select {
 		case <-time.After(backoff):
@@ -57,7 +81,7 @@ func (s *stream) run(ctx context.Context) error {
 	}
 }
 
-// session is one connection: it sends every unacknowledged batch once, and
+// session is one live stream: it sends every batch once, as it comes, and
 // takes acknowledgements.
 func (s *stream) session(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
@@ -73,20 +97,20 @@ func (s *stream) session(ctx context.Context) error {
 func (s *stream) send(ctx context.Context, report flowauditv1.Ingest_ReportClient) error {
 	var sent uint64
 	for {
-		b, err := s.queue.next(ctx, sent)
+		e, err := s.queue.next(ctx, sent)
 		if err != nil {
 			return err
 		}
-		if b == nil {
+		if e == nil {
 			return report.CloseSend()
 		}
-		if err := report.Send(flowauditv1.FromBatch(b)); err != nil {
+		if err := report.Send(e.wire()); err != nil {
 			if errors.Is(err, io.EOF) {
 				return nil // the reason is what receive gets
 			}
-			return fmt.Errorf("send batch %s: %w", b.Key, err)
+			return fmt.Errorf("send batch %s: %w", e.batch.Key, err)
 		}
-		sent = b.Key.Sequence
+		sent = e.batch.Key.Sequence
 	}
 }
 
@@ -94,7 +118,7 @@ func (s *stream) receive(report flowauditv1.Ingest_ReportClient) error {
 	for {
 		ack, err := report.Recv()
 		if errors.Is(err, io.EOF) {
-			if batches, _ := s.queue.waiting(); batches > 0 {
+			if live, closed := s.queue.live(); live > 0 || !closed {
 				return errors.New("the collector ended the stream")
 			}
 			return nil
@@ -103,26 +127,67 @@ func (s *stream) receive(report flowauditv1.Ingest_ReportClient) error {
 			return fmt.Errorf("receive acknowledgement: %w", err)
 		}
 		key := flowauditv1.ToBatchKey(ack.GetKey())
-		if ack.GetRefused() || ack.GetRejected() > 0 {
-			s.log.Error("collector did not take all of a batch", "batch", key.String(), "refused", ack.GetRefused(),
-				"flows", ack.GetRejected(), "error", ack.GetError())
+		if b := s.queue.ack(key); b != nil {
+			s.complain(ack, b.Start, b.End, len(b.Flows))
 		}
-		s.queue.ack(key)
 	}
+}
+
+// complain tells of what the collector did not take of a batch.
+func (s *stream) complain(ack *flowauditv1.Ack, start, end time.Time, flows int) {
+	lost := ack.GetRejected()
+	if ack.GetRefused() {
+		lost = uint64(flows)
+	} else if lost == 0 {
+		return
+	}
+	s.log.Error("collector did not take all of a batch", "batch", flowauditv1.ToBatchKey(ack.GetKey()).String(), "refused", ack.GetRefused(),
+		"flows", lost, "error", ack.GetError())
+	s.lost(flow.Gap{Kind: flow.GapQueue, Start: start, End: end, Lost: lost, Detail: "the collector refused it: " + ack.GetError()})
 }
 
 // maxBatchFlows keeps a message well below gRPC's limit.
 const maxBatchFlows = 8192
 
-// split divides flows among batches; the last one carries the coverage.
-func split(b flow.Batch) []*flow.Batch {
+// split divides flows among batches; the last one carries the coverage. With
+// apart, refused flows have batches of their own, which can be kept for longer.
+func split(b flow.Batch, apart bool) []*flow.Batch {
 	var out []*flow.Batch
+	part := func(flows []flow.Flow) {
+		p := b
+		p.Flows, p.Gaps = flows, nil
+		p.Start = p.End // covers nothing by itself
+		out = append(out, &p)
+	}
+	if apart {
+		var passed []flow.Flow
+		passed, b.Flows = refusedApart(b.Flows)
+		for len(passed) > 0 {
+			n := min(len(passed), maxBatchFlows)
+			part(passed[:n])
+			passed = passed[n:]
+		}
+	}
 	for len(b.Flows) > maxBatchFlows {
-		part := b
-		part.Flows, part.Gaps = b.Flows[:maxBatchFlows], nil
-		part.Start = part.End // covers nothing by itself
-		out = append(out, &part)
+		part(b.Flows[:maxBatchFlows])
 		b.Flows = b.Flows[maxBatchFlows:]
 	}
 	return append(out, &b)
+}
+
+// refusedApart takes the flows that were not refused from those that were, if
+// there are both.
+func refusedApart(all []flow.Flow) (passed, rest []flow.Flow) {
+	refused := func(f flow.Flow) bool { return f.Verdict == flow.VerdictDenied }
+	if !slices.ContainsFunc(all, refused) {
+		return nil, all
+	}
+	for _, f := range all {
+		if refused(f) {
+			rest = append(rest, f)
+		} else {
+			passed = append(passed, f)
+		}
+	}
+	return passed, rest
 }
