@@ -92,6 +92,7 @@ var mayImport = map[string][]string{
 	"demo":                       {"flow", "test/netlab", "test/netlab/traffic"},
 	"bench":                      {"flow", "queries", "agent", "agent/nlmsg", "agent/nflog", "agent/conntrack", "collector", "collector/store", "collector/store/storetest", "collector/store/duckdb", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "test/netlab"},
 	"test/kernel":                {},
+	"test/crash":                 {},
 	"test/chdb":                  {},
 }
 

@@ -45,31 +45,24 @@ func Run(ctx context.Context, o Options) error {
 	})
 }
 
-// openQueue makes the queue. A disk that takes nothing is no reason not to
-// watch: then batches wait in memory.
-func (a *agent) openQueue() error {
-	dir, epoch := a.spoolDir(), rand.Uint64()
-	var d *disk
+// openQueue makes the queue. Its epoch is another for each run, so that no two
+// batches have one key, whatever became of the disk.
+func (a *agent) openQueue() (err error) {
+	epoch := rand.Uint64()
+	a.queue = newQueue(a.Cluster, a.instance(), epoch, a.MaxQueue)
+	dir := a.spoolDir()
 	if dir == "" {
 		a.Log.Warn("batches wait in memory only: give --state-dir or --spool-dir a directory that outlasts a restart")
-	} else {
-		var err error
-		d, err = openDisk(spool.Options{
-			Dir: dir, MaxBytes: a.SpoolMax, MaxAge: a.SpoolAge, Log: a.Log,
-			Lost: func(l spool.Loss) { a.inbox.lost(spoolGap(l)) },
-		})
-		if errors.Is(err, spool.ErrLocked) {
-			return err
-		}
-		if err != nil {
-			a.Log.Error("batches wait in memory only, and are lost in a restart", "error", err)
-			a.limits = append(a.limits, "the spool cannot be used: batches wait in the agent's memory only")
-		} else {
-			epoch, a.covered = d.Epoch(), d.Covered()
-		}
+		return nil
 	}
-	a.queue = newQueue(a.Cluster, a.instance(), epoch, a.MaxQueue)
-	a.queue.disk = d
+	a.queue.disk, err = openDisk(spool.Options{
+		Dir: dir, Epoch: epoch, MaxBytes: a.SpoolMax, MaxAge: a.SpoolAge, Log: a.Log,
+		Lost: func(l spool.Loss) { a.inbox.lost(spoolGap(l)) },
+	})
+	if err != nil {
+		return err
+	}
+	a.covered = a.queue.disk.covered()
 	return nil
 }
 
@@ -186,25 +179,29 @@ func (a *agent) activate() (func(), error) {
 	}, nil
 }
 
-// restore takes over what an earlier run left, and tells the time between as a gap.
+// restore takes over what an earlier run left.
 func (a *agent) restore(t *table) error {
-	covered := a.covered
-	if a.StateDir != "" {
-		known, saved, err := loadState(a.StateDir)
-		switch {
-		case errors.Is(err, errState):
-			a.Log.Error("state is not taken over, live connections may be counted again", "error", err)
-		case err != nil:
-			return err
-		}
-		if t.known = known; saved.After(covered) {
-			covered = saved
-		}
+	if a.StateDir == "" {
+		return nil
 	}
-	if !covered.IsZero() && covered.Before(a.started) {
-		a.inbox.lost(flow.Gap{Kind: flow.GapDowntime, Start: covered, End: a.started, Detail: "the agent did not run"})
+	known, saved, err := loadState(a.StateDir)
+	switch {
+	case errors.Is(err, errState):
+		a.Log.Error("state is not taken over, live connections may be counted again", "error", err)
+	case err != nil:
+		return err
+	}
+	if t.known = known; saved.After(a.covered) {
+		a.covered = saved
 	}
 	return nil
+}
+
+// downtime tells, as soon as the sources are open, since when nobody watched.
+func (a *agent) downtime() {
+	if now := time.Now(); !a.covered.IsZero() && a.covered.Before(now) {
+		a.inbox.lost(flow.Gap{Kind: flow.GapDowntime, Start: a.covered, End: now, Detail: "the agent did not run"})
+	}
 }
 
 func (a *agent) openers() []opener {
@@ -287,6 +284,7 @@ func (a *agent) run(ctx context.Context, out *stream) error {
 		cancel()
 		return errors.Join(err, group.Wait())
 	}
+	a.downtime()
 	a.Log.Info("agent reads", "node", a.reporter(), "scope", a.Scope.String(), "sources", a.sources.names(), "collector", a.Collector.Address)
 
 	group.Go(func() error {
@@ -328,8 +326,8 @@ func (a *agent) left() error {
 	if unsafe > 0 {
 		return fmt.Errorf("stop: the collector did not take the last %d flows in %s", unsafe, drainDeadline)
 	}
-	if a.queue.disk != nil && a.queue.disk.Bytes() > 0 && batches > 0 {
-		a.Log.Info("the collector is away: what waits is sent by the next run", "batches", batches, "flows", flows, "bytes on disk", a.queue.disk.Bytes())
+	if a.queue.disk != nil && a.queue.disk.bytes() > 0 && batches > 0 {
+		a.Log.Info("the collector is away: what waits is sent by the next run", "batches", batches, "flows", flows, "bytes on disk", a.queue.disk.bytes())
 	}
 	return nil
 }

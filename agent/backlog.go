@@ -87,7 +87,7 @@ func (l *backlog) session(ctx context.Context) error {
 	l.flying, l.changed = make(map[flow.BatchKey]sentBatch), make(chan struct{})
 	l.queue.again()
 	if l.queue.disk != nil {
-		l.queue.disk.Rewind()
+		l.queue.disk.rewind()
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	report, err := l.client.Report(ctx, grpc.UseCompressor(zstd.Name))
@@ -142,7 +142,7 @@ func (l *backlog) next(ctx context.Context) (*sentBatch, error) {
 		if !waits {
 			return nil, nil
 		}
-		r, ok, err := l.queue.disk.Next(before)
+		r, ok, err := l.queue.disk.next(before)
 		if err != nil || !ok {
 			return nil, err
 		}

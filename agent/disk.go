@@ -1,10 +1,8 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -19,8 +17,8 @@ import (
 // disk is the spool, and how batches are written there: as their compressed
 // messages.
 type disk struct {
-	*spool.Spool
-	log     *slog.Logger
+	options spool.Options
+	spool   atomic.Pointer[spool.Spool] // nil until it could be opened
 	encoder *zstd.Encoder
 	decoder *zstd.Decoder
 	raw     []byte
@@ -39,31 +37,108 @@ const (
 	zstdWindow = 256 << 10
 )
 
+// openDisk opens the spool. A disk that takes nothing is no error: it is tried
+// again with each batch.
 func openDisk(o spool.Options) (*disk, error) {
-	s, err := spool.Open(o)
+	d := &disk{options: o}
+	var err error
+	d.encoder, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(zstdWindow), zstd.WithLowerEncoderMem(true))
+	if err != nil {
+		return nil, fmt.Errorf("create zstd encoder: %w", err)
+	}
+	d.decoder, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxMessage), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		return nil, fmt.Errorf("create zstd decoder: %w", err)
+	}
+	if _, err := d.opened(); errors.Is(err, spool.ErrLocked) {
+		return nil, err
+	} else if err != nil {
+		d.failed(err)
+	}
+	return d, nil
+}
+
+// opened gives the spool, which is opened now if it could not be before.
+func (d *disk) opened() (*spool.Spool, error) {
+	if s := d.spool.Load(); s != nil {
+		return s, nil
+	}
+	s, err := spool.Open(d.options)
 	if err != nil {
 		return nil, err
 	}
-	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(zstdWindow), zstd.WithLowerEncoderMem(true))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("create zstd encoder: %w", err), s.Close())
+	d.spool.Store(s)
+	return s, nil
+}
+
+// failed notes whether the disk takes batches, and says so when that changes.
+func (d *disk) failed(err error) {
+	switch failed := d.failing.Swap(err != nil); {
+	case err == nil && failed:
+		d.options.Log.Info("the disk takes batches again")
+	case err != nil && !failed:
+		d.options.Log.Error("batches wait in memory only: make room on the disk, or mount it writable", "error", err)
 	}
-	decoder, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxMessage), zstd.WithDecoderLowmem(true))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("create zstd decoder: %w", err), s.Close())
+}
+
+func (d *disk) behind(live int) bool {
+	s := d.spool.Load()
+	return s != nil && s.Behind(live)
+}
+
+func (d *disk) next(before uint64) (r spool.Record, ok bool, err error) {
+	if s := d.spool.Load(); s != nil {
+		return s.Next(before)
 	}
-	return &disk{Spool: s, log: o.Log, encoder: encoder, decoder: decoder}, nil
+	return r, false, nil
+}
+
+func (d *disk) rewind() {
+	if s := d.spool.Load(); s != nil {
+		s.Rewind()
+	}
+}
+
+func (d *disk) sync() {
+	if s := d.spool.Load(); s != nil {
+		d.warn("what waits may not outlast a crash of the machine", s.Sync())
+	}
+}
+
+func (d *disk) close() {
+	if s := d.spool.Load(); s != nil {
+		d.warn("the spool is not closed", s.Close())
+	}
+}
+
+// bytes is what waits on disk.
+func (d *disk) bytes() int64 {
+	if s := d.spool.Load(); s != nil {
+		return s.Bytes()
+	}
+	return 0
+}
+
+// covered is up to when an earlier run's batches tell.
+func (d *disk) covered() time.Time {
+	if s := d.spool.Load(); s != nil {
+		return s.Covered()
+	}
+	return time.Time{}
 }
 
 // save writes a batch. Only the queue's keeper calls it.
 func (d *disk) save(e *entry) error {
-	var err error
+	s, err := d.opened()
+	if err != nil {
+		return err
+	}
 	if d.raw, err = (proto.MarshalOptions{}).MarshalAppend(d.raw[:0], e.wire()); err != nil {
 		return fmt.Errorf("encode batch %s: %w", e.batch.Key, err)
 	}
 	d.packed = d.encoder.EncodeAll(d.raw, d.packed[:0])
 	b := e.batch
-	return d.Put(&spool.Record{
+	return s.Put(&spool.Record{
 		Lane: e.lane(), Sequence: b.Key.Sequence, Start: b.Start, End: b.End, Flows: uint32(len(b.Flows)), Payload: d.packed,
 	})
 }
@@ -81,112 +156,10 @@ func (d *disk) load(r *spool.Record) (*flowauditv1.Batch, error) {
 	return b, nil
 }
 
-// keep writes what is put to disk and forgets there what is acknowledged, until
-// ctx ends. Then it writes what is left.
-func (q *queue) keep(ctx context.Context) {
-	if q.disk == nil {
-		return
-	}
-	sync := time.NewTicker(syncInterval)
-	defer sync.Stop()
-	for {
-		changed, _ := q.wait()
-		failed := !q.saveAll() // before the acknowledgements, which may be of what it saves
-		q.forget()
-		pause := (<-chan time.Time)(nil)
-		if failed {
-			pause, changed = time.After(retryInterval), nil
-		}
-		select {
-		case <-changed:
-		case <-pause:
-		case <-sync.C:
-			q.disk.warn("what waits may not outlast a crash of the machine", q.disk.Sync())
-		case <-ctx.Done():
-			q.saveAll()
-			q.forget()
-			q.disk.warn("what waits may not outlast a crash of the machine", q.disk.Sync())
-			q.disk.warn("the spool is not closed", q.disk.Close())
-			return
-		}
-	}
-}
-
-// saveAll writes what is in memory only; false if the disk takes nothing.
-func (q *queue) saveAll() bool {
-	for e := q.unsaved(); e != nil; e = q.unsaved() {
-		err := q.disk.save(e)
-		q.saved(e, err)
-		switch failed := q.disk.failing.Swap(err != nil); {
-		case err == nil && failed:
-			q.disk.log.Info("the disk takes batches again")
-		case err != nil && !failed:
-			q.disk.log.Error("batches wait in memory only: make room on the disk, or mount it writable", "error", err)
-		}
-		if err != nil {
-			return false
-		}
-	}
-	return true
-}
-
-// unsaved gives the oldest batch that is not on disk; nil if there is none.
-func (q *queue) unsaved() *entry {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, e := range q.entries {
-		if !e.spooled {
-			e.saving = true
-			return e
-		}
-	}
-	return nil
-}
-
-// saved notes that a batch is on disk, or why not.
-func (q *queue) saved(e *entry, err error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	defer q.wake()
-	e.saving, e.spooled = false, err == nil
-	if err != nil {
-		return
-	}
-	key := e.batch.Key
-	q.fill.Store(int32(100 * q.disk.Bytes() / q.disk.MaxBytes))
-	i, waits := q.find(key)
-	if !waits {
-		q.acked = append(q.acked, spool.Record{Lane: e.lane(), Epoch: key.Epoch, Sequence: key.Sequence})
-		return
-	}
-	if e.late && !e.sent {
-		q.remove(i)
-	}
-}
-
-// forget takes from the disk what is acknowledged.
-func (q *queue) forget() {
-	q.mu.Lock()
-	acked := q.acked
-	q.mu.Unlock()
-	for i := range acked {
-		q.disk.warn("an acknowledged batch is not forgotten", q.disk.Ack(&acked[i]))
-	}
-	if len(acked) == 0 {
-		return
-	}
-	q.mu.Lock()
-	if q.acked = q.acked[len(acked):]; len(q.acked) == 0 {
-		q.acked = nil
-	}
-	q.wake()
-	q.mu.Unlock()
-	q.fill.Store(int32(100 * q.disk.Bytes() / q.disk.MaxBytes))
-}
-
+// warn tells of what does not keep batches from being sent.
 func (d *disk) warn(what string, err error) {
 	if err != nil {
-		d.log.Warn(what, "error", err)
+		d.options.Log.Warn(what, "error", err)
 	}
 }
 

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,14 +27,15 @@ type diskQueue struct {
 func keepIn(t *testing.T, dir string, maxFlows int) *diskQueue {
 	t.Helper()
 	k := &diskQueue{t: t}
+	epoch := rand.Uint64()
 	d, err := openDisk(spool.Options{
-		Dir: dir, MaxBytes: spool.MinBytes, MaxAge: time.Hour, Log: slog.New(slog.DiscardHandler),
+		Dir: dir, Epoch: epoch, MaxBytes: spool.MinBytes, MaxAge: time.Hour, Log: slog.New(slog.DiscardHandler),
 		Lost: func(l spool.Loss) { k.lost = append(k.lost, spoolGap(l)) },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.queue = newQueue("c", "n1", d.Epoch(), maxFlows)
+	k.queue = newQueue("c", "n1", epoch, maxFlows)
 	k.disk = d
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -97,7 +100,7 @@ func TestBatchesOutlastARestart(t *testing.T) {
 	if want := []uint64{1, 1, 2}; !slices.Equal(c.got, want) || k.key.Epoch == first {
 		t.Errorf("the collector got %v, want %v of two epochs", c.got, want)
 	}
-	k.until("nothing on disk", func() bool { waits, _ := k.behind(); return !waits && k.disk.Bytes() < 100 })
+	k.until("nothing on disk", func() bool { waits, _ := k.behind(); return !waits && k.disk.bytes() < 100 })
 	k.stop()
 	if c = keepIn(t, dir, 1000).drain(); len(c.got) != 0 {
 		t.Errorf("the third run sends %v again", c.got)
@@ -144,6 +147,33 @@ func TestADiskThatTakesNothing(t *testing.T) {
 	}
 	if c := k.drain(); !slices.Equal(c.got, []uint64{1, 2}) {
 		t.Errorf("the collector got %v", c.got)
+	}
+}
+
+// TestADiskThatCannotBeOpened: it is tried again, and what an earlier run left
+// there is sent.
+func TestADiskThatCannotBeOpened(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	k := keepIn(t, dir, 100)
+	k.put(flowBatch(2, flow.VerdictAllowed))
+	k.stop()
+	if err := os.Rename(dir, dir+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k = keepIn(t, dir, 100)
+	if !k.disk.failing.Load() {
+		t.Fatal("a file is taken for a directory")
+	}
+	if err := errors.Join(os.Remove(dir), os.Rename(dir+"-away", dir)); err != nil {
+		t.Fatal(err)
+	}
+	k.put(flowBatch(1, flow.VerdictAllowed))
+	k.until("all is on disk", k.safe)
+	if c := k.drain(); len(c.got) != 2 {
+		t.Errorf("the collector got %v, want a batch of either run", c.got)
 	}
 }
 

@@ -61,6 +61,9 @@ func newLoop(o loopOptions, t *table, in *inbox, out func(*flow.Batch)) *loop {
 func (l *loop) run() {
 	l.covered = l.clock.now()
 	l.saved = l.covered
+	if gaps := l.windowGaps(l.covered); len(gaps) > 0 {
+		l.send(nil, l.covered, gaps) // a run that is killed in its first window must have told them
+	}
 	early := time.NewTicker(earlyInterval)
 	defer early.Stop()
 	window := time.NewTimer(l.untilWindowEnd())

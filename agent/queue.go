@@ -260,7 +260,7 @@ func (q *queue) behind() (waits bool, before uint64) {
 	}
 	live += len(q.acked)
 	q.mu.Unlock()
-	return waits || q.disk != nil && q.disk.Behind(live), before
+	return waits || q.disk != nil && q.disk.behind(live), before
 }
 
 // close says that no batch will follow.

@@ -26,7 +26,7 @@ type stream struct {
 	// hurry makes the connection's next attempt due: it has pauses of its own,
 	// up to two minutes, which are too long.
 	hurry func()
-	log    *slog.Logger
+	log   *slog.Logger
 }
 
 const (

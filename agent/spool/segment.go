@@ -25,7 +25,6 @@ type segment struct {
 	records     int                 // of an own one, or of one that was read to its end
 	acked       map[uint64]struct{} // sequences that are acknowledged, while others are not
 	first, last uint64              // sequences of an own one
-	epoch       uint64              // of an own one
 	pos         int                 // up to where Next has given its records
 	read        int                 // how many records were found up to pos
 	until       time.Time           // the end of the last of them

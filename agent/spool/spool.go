@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +16,7 @@ import (
 // Options configure a spool.
 type Options struct {
 	Dir      string        // made if it does not exist
+	Epoch    uint64        // of this run: random, so that no run's records have the keys of another's
 	MaxBytes int64         // beyond it the oldest files are dropped, those of Low first
 	MaxAge   time.Duration // what waits for longer is dropped
 	Lost     func(Loss)    // told what was dropped or is damaged; it must not call the spool
@@ -41,8 +41,7 @@ type Loss struct {
 // Spool is a directory of segments. Its methods may be called concurrently.
 type Spool struct {
 	Options
-	lock  *os.File
-	epoch uint64
+	lock *os.File
 
 	mu       sync.Mutex
 	segments []*segment // oldest first
@@ -72,7 +71,7 @@ func Open(o Options) (*Spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open spool: %w", err)
 	}
-	s := &Spool{Options: o, lock: lock, epoch: rand.Uint64()}
+	s := &Spool{Options: o, lock: lock}
 	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = ErrLocked
@@ -134,10 +133,6 @@ func (s *Spool) examine(b []byte) (end int) {
 	}
 }
 
-// Epoch is random, and another for each run: what was sent before never has
-// the key of what comes after, whatever became of the directory.
-func (s *Spool) Epoch() uint64 { return s.epoch }
-
 // Covered is up to when batches were put by the last run, or by this one.
 func (s *Spool) Covered() time.Time {
 	s.mu.Lock()
@@ -153,7 +148,7 @@ func (s *Spool) Put(r *Record) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r.Epoch = s.epoch
+	r.Epoch = s.Epoch
 	s.buffer = appendRecord(s.buffer[:0], r)
 	s.age()
 	s.makeRoom(int64(len(s.buffer)))
@@ -184,7 +179,7 @@ func (s *Spool) open(l Lane) (*active, error) {
 	if a := s.active[l]; a != nil {
 		return a, nil
 	}
-	g := &segment{number: s.number + 1, lane: l, own: true, epoch: s.epoch, used: time.Now()}
+	g := &segment{number: s.number + 1, lane: l, own: true, used: time.Now()}
 	g.path = filepath.Join(s.Dir, g.name())
 	a, err := createSegment(g, s.covered)
 	if err != nil {

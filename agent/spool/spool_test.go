@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,7 +24,7 @@ type box struct {
 func open(t *testing.T, dir string) *box {
 	t.Helper()
 	b := &box{t: t}
-	s, err := Open(Options{Dir: dir, MaxBytes: 1 << 30, MaxAge: 24 * time.Hour, Lost: func(l Loss) { b.lost = append(b.lost, l) }, Log: slog.New(slog.DiscardHandler)})
+	s, err := Open(Options{Dir: dir, Epoch: rand.Uint64(), MaxBytes: 1 << 30, MaxAge: 24 * time.Hour, Lost: func(l Loss) { b.lost = append(b.lost, l) }, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +134,7 @@ func TestWhatIsLiveIsNotGiven(t *testing.T) {
 func TestANewRunGoesOnWithAnotherEpoch(t *testing.T) {
 	dir := t.TempDir()
 	b := open(t, dir)
-	epoch := b.Epoch()
+	epoch := b.Epoch
 	b.put(Low, 1, 100)
 	b.put(High, 2, 100)
 	if _, err := Open(b.Options); !errors.Is(err, ErrLocked) {
@@ -143,8 +144,8 @@ func TestANewRunGoesOnWithAnotherEpoch(t *testing.T) {
 		t.Fatal(err)
 	}
 	b = open(t, dir)
-	if b.Epoch() == epoch || !b.Covered().Equal(at(2)) || !b.Behind(0) {
-		t.Errorf("epoch %x after %x, covered to %s, behind %t", b.Epoch(), epoch, b.Covered(), b.Behind(0))
+	if b.Epoch == epoch || !b.Covered().Equal(at(2)) || !b.Behind(0) {
+		t.Errorf("epoch %x after %x, covered to %s, behind %t", b.Epoch, epoch, b.Covered(), b.Behind(0))
 	}
 	b.put(Low, 1, 100)
 	all := b.rest(everything)
