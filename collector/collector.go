@@ -26,6 +26,7 @@ type Options struct {
 	Cluster   string      // whose objects these are; flows of another cluster are stored as they come
 	Manifests string      // directory of cluster objects; empty for none
 	Access    kube.Access // to the API server, if one is to be asked
+	Agents    AgentOptions
 	Retain    Retain
 	Version   string
 	Log       *slog.Logger
@@ -45,7 +46,10 @@ func (o *Options) Validate() error {
 	if err := o.Access.Validate(o.Manifests); err != nil {
 		return err
 	}
-	return o.Listen.validate()
+	if err := o.Listen.validate(); err != nil {
+		return err
+	}
+	return o.validateProofs()
 }
 
 const (
@@ -56,7 +60,11 @@ const (
 // Run collects and answers until ctx ends, then finishes what is under way.
 func Run(ctx context.Context, o Options) (err error) {
 	defer func() { err = errors.Join(err, o.Store.Close()) }()
-	certificates, err := o.Listen.tls()
+	admission, err := o.authenticator()
+	if err != nil {
+		return err
+	}
+	certificates, err := openCertificates(&o.Listen, admission.clientAuth(), o.Log)
 	if err != nil {
 		return err
 	}
@@ -64,11 +72,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := newCollector(o)
+	c, err := newCollector(o, admission)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	return c.serve(ctx, listener, certificates)
+	return c.serve(ctx, listener, certificates.tls())
 }
 
 type collector struct {
@@ -81,12 +89,13 @@ type collector struct {
 	ingest    *ingest
 	timeline  *timeline
 	advice    *advice.Server
+	admission *authenticator
 	ready     chan struct{} // closed when agents' batches can be named
 	started   time.Time
 }
 
-func newCollector(o Options) (*collector, error) {
-	c := &collector{Options: o, agents: newAgents(), hub: newHub(), advice: advice.New(o.Store), ready: make(chan struct{}), started: time.Now()}
+func newCollector(o Options, admission *authenticator) (*collector, error) {
+	c := &collector{Options: o, admission: admission, agents: newAgents(), hub: newHub(), advice: advice.New(o.Store), ready: make(chan struct{}), started: time.Now()}
 	history, err := newHistory()
 	if err != nil {
 		return nil, err
@@ -95,7 +104,7 @@ func newCollector(o Options) (*collector, error) {
 	c.index = kube.New(kube.Options{Changed: c.timeline.changed, Slack: clockSlack})
 	c.committer = newCommitter(o.Store, c.hub.publish)
 	c.ingest = &ingest{
-		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), skew: c.skew,
+		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), limits: newLimits(o.Agents.Rate), skew: c.skew,
 		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index, otherPolicies: c.otherPolicies},
 	}
 	if o.Access.Wanted() {
@@ -221,8 +230,10 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 	server := grpc.NewServer(
 		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.ChainUnaryInterceptor(c.admission.unary),
+		grpc.ChainStreamInterceptor(c.admission.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, MaxConnectionAge: c.admission.age(), MaxConnectionAgeGrace: shutdownDeadline}),
 		// A batch is decoded into columns of its own: the transport's buffers can be reused.
 		grpc.InitialWindowSize(4<<20), grpc.InitialConnWindowSize(8<<20),
 	)
