@@ -57,6 +57,7 @@ type Index struct {
 	owners     owners
 	byName     map[podKey]*networkingv1.NetworkPolicy
 	identities identities
+	remembered remembered
 	problems   problems
 	ended      endedClaims
 }
@@ -82,8 +83,8 @@ func New(o Options) *Index {
 		nodes: make(map[string]*nodeRecord), svcs: make(map[podKey]*serviceRecord), slices: make(map[podKey]*sliceRecord),
 		apiServer: &holder{rank: rankAPIServer, kind: "API server"}, owners: newOwners(),
 		byName:     make(map[podKey]*networkingv1.NetworkPolicy),
-		identities: identities{pods: make(map[uint64]int), tell: o.Changed},
-		problems:   newProblems(), births: births{nodes: make(map[string]map[podKey]int64)},
+		identities: identities{pods: make(map[uint64]int), tell: o.Changed}, remembered: make(remembered),
+		problems: newProblems(), births: births{nodes: make(map[string]map[podKey]int64)},
 	}
 	x.services.init()
 	x.slack.Store(int64(o.Slack))
