@@ -201,9 +201,7 @@ func (x *Index) publish(addr netip.Addr, claims []claim) {
 
 // beginClaim publishes a claim that is new.
 func (x *Index) beginClaim(addr netip.Addr, c claim) {
-	if c.network {
-		x.networks.addNeighbour(addr, 1)
-	}
+	x.placed(addr, &c, 1)
 	claims := with(x.addresses.claims(addr), c)
 	for i := range claims {
 		if o := &claims[i]; o.by != c.by && o.by.rank == c.by.rank && o.to > c.from && (o.rival == 0 || c.from < o.rival) {
@@ -212,6 +210,16 @@ func (x *Index) beginClaim(addr netip.Addr, c claim) {
 	}
 	x.publish(addr, claims)
 	x.checkConflict(addr)
+}
+
+// placed tells the networks of an address that a host has, or is forgotten.
+func (x *Index) placed(addr netip.Addr, c *claim, d int) {
+	switch {
+	case c.network:
+		x.networks.addPod(addr, d)
+	case c.by.rank == rankHost:
+		x.networks.addNode(addr, d)
+	}
 }
 
 // endClaim publishes a claim that is over, and sees to it that it is forgotten
@@ -247,8 +255,8 @@ func (x *Index) drop(addr netip.Addr, to int64) {
 		switch {
 		case c.open() || c.to > to:
 			kept = append(kept, c)
-		case c.network:
-			x.networks.addNeighbour(addr, -1)
+		default:
+			x.placed(addr, &c, -1)
 		}
 	}
 	if len(kept) < len(claims) {
