@@ -18,7 +18,7 @@ type table struct {
 	dumping  bool
 	dump     uint32                // number of the running or last dump
 	asked    int64                 // when that began (Unix nanoseconds)
-	complete int64                 // when the last complete dump began: what is new since then is younger; 0 if nothing is certain
+	complete int64                 // when the last complete dump began: what is new since then is younger; anyTime if nothing is certain
 	whole    bool                  // a dump was complete
 	ended    map[connKey]uint32    // connections that ended while a dump runs, by CTA_ID
 	known    map[connKey]savedConn // counted by an earlier run of the agent; until the first dump ends
@@ -65,6 +65,7 @@ func newTable(o tableOptions) *table {
 	return &table{
 		tableOptions: o,
 		conns:        newConnTable(o.MaxConns),
+		complete:     anyTime,
 		window:       newWindow(o.LocalNode, o.Names),
 		attempts:     newAttempts(),
 		denied:       make(map[windowKey]int64),
@@ -214,7 +215,7 @@ func (t *table) begin(k *connKey, o *flow.Observation) *conn {
 	c := t.conns.add(k)
 	if c == nil {
 		t.refused++
-		t.complete, t.asked = 0, 0 // what is found later may be it
+		t.complete, t.asked = anyTime, anyTime // what is found later may be it
 		return nil
 	}
 	c.id, c.start, c.earliest = o.ID, o.Time, t.earliest(o)
@@ -230,6 +231,9 @@ func (t *table) begin(k *connKey, o *flow.Observation) *conn {
 	return c
 }
 
+// anyTime is before whatever may be asked about: the year 2000.
+const anyTime = 946_684_800 * int64(time.Second)
+
 // earliest is when a connection that was not known may have begun. Whoever had
 // an address before may have begun it: his connections stay in the kernel's
 // table for days where nobody closed them.
@@ -238,7 +242,7 @@ func (t *table) earliest(o *flow.Observation) int64 {
 	case o.Event == flow.EventNew:
 		return o.Time
 	case o.Began != 0:
-		return min(o.Began, o.Time)
+		return max(anyTime, min(o.Began, o.Time))
 	}
 	return t.complete
 }
