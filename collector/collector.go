@@ -173,9 +173,11 @@ func (c *collector) otherPolicies() bool {
 // serve takes over the listener.
 func (c *collector) serve(ctx context.Context, listener net.Listener, certificates *tls.Config) error {
 	server := c.server(serverCredentials(certificates))
-	if err := c.timeline.restore(ctx, time.Now()); err != nil {
+	known, err := c.timeline.restore(ctx, time.Now())
+	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
+	c.index.Remember(known)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		c.timeline.run(ctx)
@@ -212,7 +214,7 @@ func (c *collector) serve(ctx context.Context, listener net.Listener, certificat
 	if c.Listening != nil {
 		c.Listening(listener.Addr())
 	}
-	err := group.Wait()
+	err = group.Wait()
 	close(c.committer.waiting) // no handler is left that could submit
 	select {
 	case <-stored:
