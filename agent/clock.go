@@ -53,7 +53,9 @@ func (l *loop) adjust() {
 func (t *table) shift(by time.Duration) {
 	d := int64(by)
 	for _, i := range t.conns.index {
-		t.conns.at(i).start += d
+		c := t.conns.at(i)
+		c.start += d
+		c.earliest += d
 	}
 	for k, at := range t.denied {
 		t.denied[k] = at + d
@@ -64,6 +66,7 @@ func (t *table) shift(by time.Duration) {
 	}
 	for k, s := range t.known {
 		s.Start += d
+		s.Earliest += d
 		t.known[k] = s
 	}
 	if t.attempts.turned != 0 {

@@ -184,8 +184,14 @@ type running struct {
 // synctest bubble the test must call close.
 func serve(t *testing.T, s store.Store) *running {
 	t.Helper()
+	return serveWith(t, s, &authenticator{proofs: []Proof{ProofNone}})
+}
+
+// serveWith is serve with a say in who may call.
+func serveWith(t *testing.T, s store.Store, admission *authenticator) *running {
+	t.Helper()
 	listener := bufconn.Listen(1 << 20)
-	c, err := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Version: "1.2.3", Cluster: "c"})
+	c, err := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Version: "1.2.3", Cluster: "c"}, admission)
 	if err != nil {
 		t.Fatal(err)
 	}

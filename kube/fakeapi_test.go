@@ -318,10 +318,15 @@ var quiet = slog.New(slog.DiscardHandler)
 
 func watching(t *testing.T, api *fakeAPI, node string, o Options) *watched {
 	t.Helper()
+	o.Partial = node != ""
+	return watchingWith(t, api, node, New(o))
+}
+
+func watchingWith(t *testing.T, api *fakeAPI, node string, x *Index) *watched {
+	t.Helper()
 	r := &watched{api: api}
 	var err error
-	o.Partial = node != ""
-	r.Watch, err = newWatch(WatchOptions{Node: node, Index: New(o), Lost: r.lost, Log: quiet}, api.config())
+	r.Watch, err = newWatch(WatchOptions{Node: node, Index: x, Lost: r.lost, Log: quiet}, api.config())
 	if err != nil {
 		t.Fatal(err)
 	}
