@@ -20,6 +20,7 @@ import (
 type options struct {
 	seconds int // of live traffic at each rate
 	flows   int // in the store
+	outage  time.Duration
 	only    string
 	dir     string
 }
@@ -32,7 +33,8 @@ func main() {
 	o := options{}
 	flag.IntVar(&o.seconds, "seconds", 10, "seconds of live traffic at each rate; in 10 s a window ends")
 	flag.IntVar(&o.flows, "flows", 10_000_000, "flows in the store")
-	flag.StringVar(&o.only, "only", "", "one part only: decode, names, policy, nflog, conntrack, tap, memory, store")
+	flag.StringVar(&o.only, "only", "", "one part only: decode, names, policy, nflog, conntrack, tap, memory, outage, store")
+	flag.DurationVar(&o.outage, "outage", 30*time.Second, "how long the collector is away")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "where the store is made, on the disk to measure")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -55,7 +57,7 @@ func run(ctx context.Context, o options) error {
 		name string
 		run  func(context.Context, options) ([]result, error)
 	}{
-		{"decode", benchDecode}, {"names", benchNames}, {"policy", benchPolicy}, {"nflog", benchNFLOG}, {"conntrack", benchConntrack}, {"tap", benchTap}, {"memory", benchMemory}, {"store", benchStore},
+		{"decode", benchDecode}, {"names", benchNames}, {"policy", benchPolicy}, {"nflog", benchNFLOG}, {"conntrack", benchConntrack}, {"tap", benchTap}, {"memory", benchMemory}, {"outage", benchOutage}, {"store", benchStore},
 	} {
 		if o.only != "" && o.only != part.name {
 			continue
