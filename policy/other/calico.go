@@ -32,7 +32,8 @@ func (p *Policy) calico(object []byte) error {
 		field, text string
 		view        view
 	}{
-		{"selector", s.Selector, calicoPod}, {"namespaceSelector", s.NamespaceSelector, calicoNamespace},
+		{"selector", s.Selector, calicoPod},
+		{"namespaceSelector", s.NamespaceSelector, calicoNamespace},
 		{"serviceAccountSelector", s.ServiceAccountSelector, calicoServiceAccount},
 	} {
 		e, err := parseCalico(from.text, from.view)
