@@ -6,6 +6,8 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -17,6 +19,7 @@ import (
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/kube"
 	"github.com/flowaudit/flowaudit/policy"
+	"github.com/flowaudit/flowaudit/policy/other"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
@@ -90,8 +93,10 @@ type collector struct {
 	timeline  *timeline
 	advice    *advice.Server
 	admission *authenticator
-	ready     chan struct{} // closed when agents' batches can be named
-	started   time.Time
+	// otherPolicies are those of other kinds than NetworkPolicy.
+	otherPolicies atomic.Pointer[[]kube.OtherPolicy]
+	ready         chan struct{} // closed when agents' batches can be named
+	started       time.Time
 }
 
 func newCollector(o Options, admission *authenticator) (*collector, error) {
@@ -105,11 +110,11 @@ func newCollector(o Options, admission *authenticator) (*collector, error) {
 	c.committer = newCommitter(o.Store, c.hub.publish)
 	c.ingest = &ingest{
 		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), limits: newLimits(o.Agents.Rate), skew: c.skew,
-		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index, otherPolicies: c.otherPolicies},
+		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index},
 	}
 	if o.Access.Wanted() {
 		c.watch, err = kube.OpenWatch(kube.WatchOptions{
-			Access: o.Access, UserAgent: "flowaudit-collector/" + o.Version, Index: c.index, Lost: c.ingest.blind.lost, Log: o.Log,
+			Access: o.Access, UserAgent: "flowaudit-collector/" + o.Version, Index: c.index, Lost: c.ingest.blind.lost, Others: c.setOthers, Log: o.Log,
 		})
 	}
 	return c, err
@@ -165,9 +170,14 @@ func (c *collector) skew() time.Duration {
 	return c.watch.Status().Skew
 }
 
-// otherPolicies reports whether the cluster has kinds of policy that are not judged by.
-func (c *collector) otherPolicies() bool {
-	return c.watch != nil && len(c.watch.OtherPolicies()) > 0
+// setOthers takes in the policies of other kinds, which are not judged by.
+func (c *collector) setOthers(found []kube.OtherPolicy) {
+	policies := make([]*other.Policy, len(found))
+	for i, p := range found {
+		policies[i] = other.Read(p.Group, p.Kind, p.Namespace, p.Name, p.Object)
+	}
+	c.ingest.judge.others.Store(other.NewSet(policies))
+	c.otherPolicies.Store(&found)
 }
 
 // serve takes over the listener.
@@ -245,7 +255,23 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 	return server
 }
 
-func (c *collector) query() *query { return &query{store: c.Store, hub: c.hub, status: c.status} }
+func (c *collector) query() *query {
+	return &query{store: c.Store, hub: c.hub, status: c.status, objects: objects{
+		index: c.index, cluster: c.Cluster, known: c.watch != nil || c.Manifests != "", ready: c.ready, problems: c.problems, others: &c.otherPolicies,
+	}}
+}
+
+// problems are what keeps the cluster's objects from being known.
+func (c *collector) problems() (out []string) {
+	if c.watch == nil {
+		return nil
+	}
+	w := c.watch.Status()
+	if w.Away {
+		out = append(out, "the API server is away: objects are as they were "+w.Heard.UTC().Format(time.RFC3339))
+	}
+	return append(out, w.Problems...)
+}
 
 // stop lets calls finish that can; followers and agents never end by themselves.
 func stop(server *grpc.Server) {
@@ -288,7 +314,11 @@ func (c *collector) clusterState(known kube.Stats) *flowauditv1.ClusterState {
 		return s
 	}
 	w := c.watch.Status()
-	s.Source, s.Away, s.Skew, s.PolicyKinds = w.Server, w.Away, w.Skew.Milliseconds(), c.watch.OtherPolicies()
+	s.Source, s.Away, s.Skew, s.PolicyKinds = w.Server, w.Away, w.Skew.Milliseconds(), c.watch.OtherKinds()
+	for _, p := range c.ingest.judge.others.Load().Doubtful() {
+		s.PolicyDoubts = append(s.PolicyDoubts, p.String()+": "+p.Doubt)
+	}
+	slices.Sort(s.PolicyDoubts)
 	if !w.Heard.IsZero() {
 		s.Heard = w.Heard.UnixMilli()
 	}
