@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -195,7 +197,7 @@ func (a *agent) openers() []opener {
 		}})
 	}
 	if a.Tap {
-		all = append(all, opener{"tap", a.openTap})
+		all = append(all, opener{tapName(a.TapPods), a.openTap})
 	}
 	return append(all, a.pluginOpeners()...)
 }
@@ -211,6 +213,19 @@ func (s conntrackSource) Malformed() uint64 { return s.Stats().Malformed }
 type tapSource struct{ *tap.Source }
 
 func (s tapSource) Malformed() uint64 { return s.Stats().Malformed }
+
+// tapName says what the tap is limited to: whoever concludes from what it did
+// not see must know.
+func tapName(pods []netip.Prefix) string {
+	if len(pods) == 0 {
+		return sourceTap
+	}
+	var list []string
+	for _, p := range pods {
+		list = append(list, p.String())
+	}
+	return sourceTap + "=" + strings.Join(list, ",")
+}
 
 func (a *agent) openTap() (source, error) {
 	s, err := tap.Open(tap.Options{

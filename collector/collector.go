@@ -93,7 +93,7 @@ func newCollector(o Options) (*collector, error) {
 	c.index = kube.New(kube.Options{Changed: c.timeline.changed, Slack: clockSlack})
 	c.committer = newCommitter(o.Store, c.hub.publish)
 	c.ingest = &ingest{
-		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), skew: c.skew,
+		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), arrived: newArrivals(), skew: c.skew,
 		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index, otherPolicies: c.otherPolicies},
 	}
 	if o.Access.Wanted() {
