@@ -7,11 +7,13 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/flowaudit/flowaudit/agent/conntrack"
+	"github.com/flowaudit/flowaudit/agent/ipvs"
 	"github.com/flowaudit/flowaudit/agent/nflog"
 	"github.com/flowaudit/flowaudit/agent/tap"
 	"github.com/flowaudit/flowaudit/flow"
@@ -53,6 +55,8 @@ type agent struct {
 	notes   []string                                // which sources are read, and why
 	limits  []string
 	started time.Time
+	ipvs    atomic.Pointer[ipvs.Services] // served without connection tracking; nil if none is
+	rules   rulesOf
 }
 
 // prepare makes the parts. The returned function undoes what it did to the
@@ -73,11 +77,18 @@ func (a *agent) prepare() (release func(), err error) {
 		a.limits = append(a.limits, conntrack.Limits()...)
 	}
 	a.limits = append(a.limits, a.pluginLimits()...)
+	routes, err := a.openRoutes()
+	if err != nil {
+		return nil, err
+	}
+	undo := release
+	release = func() { routes.close(a.Log); undo() }
 	t := newTable(tableOptions{
 		Names: names, LocalNode: localNode, Unanswered: a.UnansweredAfter,
 		MaxConns: a.MaxConnections, MaxFlows: a.MaxFlows, PerConn: a.PerConnection,
 		Confirmed: a.confirmed(elsewhere(a.plugins)), Conntrack: a.Conntrack,
 		Witness: a.witness(), Tap: a.Tap, TapPods: a.TapPods,
+		Causes: causes{Route: routes.refuses, Trace: a.trace}, Rule: a.ruleReason, IPVS: a.ipvs.Load,
 	})
 	if err := a.restore(t); err != nil {
 		release()
@@ -237,6 +248,12 @@ func (a *agent) openTap() (source, error) {
 	return tapSource{s}, nil
 }
 
+// trace lets the tap trace packets, if it is open.
+func (a *agent) trace(packets []tap.Traced) bool {
+	s, open := a.sources.get(tapName(a.TapPods)).(tapSource)
+	return open && s.Trace(packets)
+}
+
 // ask asks the conntrack source that is open, if one is.
 func (a *agent) ask(questions []conntrack.Question) bool {
 	s, open := a.sources.get("conntrack").(conntrackSource)
@@ -249,6 +266,9 @@ func (a *agent) status() flow.AgentStatus {
 		w := a.watch.Status()
 		s.Skew, s.Limits = w.Skew, slices.Concat(a.limits, w.Problems)
 	}
+	if services := a.ipvs.Load(); services != nil {
+		s.Limits = append(slices.Clip(s.Limits), limitIPVS)
+	}
 	return s
 }
 
@@ -257,6 +277,10 @@ func (a *agent) run(ctx context.Context, out *stream) error {
 	defer cancel()
 	group, reading := errgroup.WithContext(ctx)
 	a.startNames(reading, group)
+	if a.Conntrack && a.Scope == flow.ScopeNode {
+		a.readIPVS("/")
+		group.Go(func() error { return a.followIPVS(reading) })
+	}
 	failed, err := a.sources.start()
 	if err != nil {
 		cancel()

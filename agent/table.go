@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/flowaudit/flowaudit/agent/ipvs"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -27,6 +28,7 @@ type table struct {
 	plugins     bool                   // a plugin has told of an allowance
 	hints       hints
 	unconfirmed unconfirmed
+	causes      causes
 }
 
 type tableOptions struct {
@@ -41,6 +43,13 @@ type tableOptions struct {
 	Witness    bool           // a network plugin's log is read
 	Tap        bool           // the tap is read
 	TapPods    []netip.Prefix // what it is limited to; empty for everything
+	Causes     causes
+	// IPVS are the services that IPVS serves without connection tracking; nil
+	// if there can be none.
+	IPVS func() *ipvs.Services
+	// Rule says what a rule that drops packets stands for; ReasonNone for a
+	// policy, or if it is not known.
+	Rule func(flow.PolicyRef) flow.Reason
 }
 
 type tableStats struct {
@@ -70,6 +79,7 @@ func newTable(o tableOptions) *table {
 		tracked:      make(map[windowKey]struct{}),
 		hints:        make(hints),
 		unconfirmed:  newUnconfirmed(),
+		causes:       newCauses(o.Causes),
 	}
 }
 
@@ -95,6 +105,8 @@ func (t *table) observe(o *flow.Observation) {
 		t.attempt(o)
 	case flow.EventUntracked:
 		t.untracked(o)
+	case flow.EventDropped:
+		t.dropped(o)
 	case flow.EventFound, flow.EventAbsent, flow.EventUnanswered:
 		t.answered(o)
 	case flow.EventLost:

@@ -21,6 +21,7 @@ const (
 	EventUnanswered       // the kernel could not say
 	EventAttempt          // the tap logged a packet of a connection that conntrack has not confirmed yet
 	EventUntracked        // the tap logged a packet that bypasses connection tracking
+	EventDropped          // a rule dropped a packet that was traced; Told names it
 )
 
 // Bits of a conntrack entry's status (enum ip_conntrack_status,
