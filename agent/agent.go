@@ -88,7 +88,7 @@ func (a *agent) prepare() (release func(), err error) {
 		MaxConns: a.MaxConnections, MaxFlows: a.MaxFlows, PerConn: a.PerConnection,
 		Confirmed: a.confirmed(elsewhere(a.plugins)), Conntrack: a.Conntrack,
 		Witness: a.witness(), Tap: a.Tap, TapPods: a.TapPods,
-		Causes: causes{Route: routes.refuses, Trace: a.trace}, Rule: a.ruleReason, IPVS: a.ipvs.Load,
+		Causes: causes{Route: routes.refuses, Trace: a.trace}, Rule: a.ruleReason, IPVS: a.ipvs.Load, Labels: a.labels(),
 	})
 	if err := a.restore(t); err != nil {
 		release()

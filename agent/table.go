@@ -39,6 +39,7 @@ type tableOptions struct {
 	MaxFlows   int            // open flows; beyond it the window closes early
 	PerConn    bool           // one flow a connection
 	Confirmed  bool           // a confirmed connection to a local pod has passed its policy
+	Labels     bool           // the network plugin labels connections that it lets through
 	Conntrack  bool           // conntrack is read, so logged allowances are not counted again
 	Witness    bool           // a network plugin's log is read
 	Tap        bool           // the tap is read
@@ -242,12 +243,14 @@ func (t *table) learn(k *connKey, c *conn, o *flow.Observation) {
 		// A reply that comes after the grace time makes the connection an
 		// allowed one after all, and it counts as such.
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonReply, o.Time)
-	case replied && c.reason == flow.ReasonConfirmed:
+	case replied && (c.reason == flow.ReasonConfirmed || c.reason == flow.ReasonLabelled):
 		f, _ := t.flowOf(k, c, flow.VerdictAllowed, o.Time)
 		c.reason = flow.ReasonReply
 		if f.Reason != flow.ReasonContradicted {
 			f.Reason = flow.ReasonReply
 		}
+	case c.state == connPending && t.Labels && o.Permitted && t.window.localPod(addr(c.dst), c.start):
+		t.count(k, c, flow.VerdictAllowed, flow.ReasonLabelled, o.Time)
 	case c.state == connPending && t.Confirmed && t.window.localPod(addr(c.dst), c.start):
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonConfirmed, o.Time)
 	}

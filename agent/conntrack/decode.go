@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -29,6 +30,7 @@ const (
 	ctaCountersReply = 10
 	ctaID            = 12
 	ctaZone          = 18
+	ctaLabels        = 22
 
 	ctaTupleIP    = 1
 	ctaTupleProto = 2
@@ -74,6 +76,7 @@ var attributeNames = map[uint16]string{
 	ctaCountersReply: "CTA_COUNTERS_REPLY",
 	ctaID:            "CTA_ID",
 	ctaZone:          "CTA_ZONE",
+	ctaLabels:        "CTA_LABELS",
 }
 
 // Decode reads one ctnetlink message, from its nfgenmsg on, into o, which must
@@ -132,6 +135,8 @@ func decodeAttribute(typ uint16, p []byte, o *flow.Observation) error {
 		o.ID, ok = nlmsg.Uint32(p)
 	case ctaZone:
 		o.Zone, ok = nlmsg.Uint16(p)
+	case ctaLabels:
+		o.Permitted = labelled(p)
 	case ctaCountersOrig:
 		return decodeCounters(p, &o.Sent, o)
 	case ctaCountersReply:
@@ -143,6 +148,19 @@ func decodeAttribute(typ uint16, p []byte, o *flow.Observation) error {
 		return errLength
 	}
 	return nil
+}
+
+// permittedLabel is the bit that kube-network-policies sets on a connection that
+// it has let through: ct label 28.
+const permittedLabel = 28
+
+// labelled reports whether that bit is set in CTA_LABELS, which the kernel
+// sends as it holds it: an array of unsigned long.
+func labelled(p []byte) bool {
+	if len(p) < 8 {
+		return false
+	}
+	return binary.NativeEndian.Uint64(p)&(1<<permittedLabel) != 0
 }
 
 // decodeTuple reads CTA_TUPLE_ORIG or CTA_TUPLE_REPLY. The protocol, and what
