@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/flowaudit/flowaudit/collector/advice"
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/kube"
 	"github.com/flowaudit/flowaudit/policy"
@@ -79,12 +80,13 @@ type collector struct {
 	committer *committer
 	ingest    *ingest
 	timeline  *timeline
+	advice    *advice.Server
 	ready     chan struct{} // closed when agents' batches can be named
 	started   time.Time
 }
 
 func newCollector(o Options) (*collector, error) {
-	c := &collector{Options: o, agents: newAgents(), hub: newHub(), ready: make(chan struct{}), started: time.Now()}
+	c := &collector{Options: o, agents: newAgents(), hub: newHub(), advice: advice.New(o.Store), ready: make(chan struct{}), started: time.Now()}
 	history, err := newHistory()
 	if err != nil {
 		return nil, err
@@ -226,6 +228,7 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 	)
 	flowauditv1.RegisterIngestServer(server, c.ingest)
 	flowauditv1.RegisterQueryServer(server, c.query())
+	flowauditv1.RegisterAdviceServer(server, c.advice)
 	return server
 }
 

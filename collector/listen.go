@@ -22,7 +22,7 @@ type ListenOptions struct {
 	ClientCA  string // PEM file: callers must show a certificate that it signs
 	// Insecure allows an address beyond loopback without TLS.
 	Insecure bool
-	// HTTP is where the query service is served as JSON over HTTP, with the same
+	// HTTP is where the services that people ask are served as JSON over HTTP, with the same
 	// certificates; empty for nowhere.
 	HTTP string
 }
