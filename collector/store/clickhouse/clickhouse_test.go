@@ -3,6 +3,7 @@ package clickhouse
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -183,6 +184,30 @@ func TestASchemaNewerThanThis(t *testing.T) {
 		_, err := Open(t.Context(), Options{URL: url, Logger: slog.New(slog.DiscardHandler)})
 		if err == nil || !strings.Contains(err.Error(), "use a newer collector") {
 			t.Errorf("error %v", err)
+		}
+	})
+}
+
+// TestViewsOfVersion1: they are made anew, also when two collectors do it.
+func TestViewsOfVersion1(t *testing.T) {
+	onBoth(t, func(t *testing.T, url string) {
+		s := open(t, url, now)
+		if _, err := s.Append(t.Context(), []flow.Batch{batchOf(1, 1)}); err != nil {
+			t.Fatal(err)
+		}
+		statements, err := s.viewsAnew()
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := []string{"DROP TABLE flows", "CREATE VIEW flows AS SELECT 1 AS start_ms"}
+		for _, q := range slices.Concat(old, statements, statements) {
+			if err := s.conn.Exec(t.Context(), q); err != nil {
+				t.Fatalf("%s: %v", q, err)
+			}
+		}
+		rows, err := s.SQL(t.Context(), "SELECT refused_at FROM flows", 10)
+		if err != nil || len(rows.Rows) != 1 {
+			t.Errorf("%+v, %v", rows, err)
 		}
 	})
 }
