@@ -3,6 +3,7 @@ package clickhouse
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
@@ -107,14 +108,13 @@ func (r *flowRows) columns() []any {
 
 // appendFlows writes the flows, and before them what their keys stand for. It
 // returns the hours that they are of.
-func (s *Store) appendFlows(ctx context.Context, slot uint32, claims []claim) (touched map[uint32]struct{}, err error) {
+func (s *Store) appendFlows(ctx context.Context, slot uint32, claims []claim) (touched []part, err error) {
 	total := 0
 	for _, c := range claims {
 		total += len(c.batch.Flows)
 	}
-	touched = make(map[uint32]struct{})
 	if total == 0 {
-		return touched, nil
+		return nil, nil
 	}
 	rows := newFlowRows(total)
 	fresh := make(map[uint64]*flow.Flow)
@@ -127,7 +127,9 @@ func (s *Store) appendFlows(ctx context.Context, slot uint32, claims []claim) (t
 				fresh[id] = f
 			}
 			rows.add(slot, id, c.copy, f)
-			touched[hourOf(f.Start)] = struct{}{}
+			if p := (part{slot, hourOf(f.Start)}); !slices.Contains(touched, p) {
+				touched = append(touched, p)
+			}
 		}
 	}
 	keys := s.newInsert("key", keyColumns)
