@@ -90,7 +90,7 @@ var mayImport = map[string][]string{
 	"test/netlab":                               {},
 	"test/netlab/traffic":                       {},
 	"demo":                                      {"flow", "test/netlab", "test/netlab/traffic"},
-	"bench":                                     {"flow", "queries", "agent", "agent/nlmsg", "agent/nflog", "agent/conntrack", "collector", "collector/store", "collector/store/storetest", "collector/store/duckdb", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "test/netlab"},
+	"bench":                                     {"flow", "queries", "agent", "agent/nlmsg", "agent/nflog", "agent/conntrack", "collector", "collector/store", "collector/store/storetest", "collector/store/duckdb", "collector/store/clickhouse/clickhousetest", "proto/dial", "proto/zstd", "proto/flowaudit/v1", "test/netlab"},
 	"test/kernel":                               {},
 	"test/chdb":                                 {},
 }
