@@ -69,21 +69,7 @@ func appendGroup(b *testing.B, s *Store, sequence uint64, flows []flow.Flow) {
 }
 
 func insertBare(b *testing.B, s *Store, flows []flow.Flow) {
-	rows := newFlowRows(len(flows))
-	hasher := newKeyHasher()
-	for i := range flows {
-		rows.add(1, hasher.id(&flows[i]), 1, &flows[i])
-	}
-	batch, err := s.prepareInsert(b.Context(), "flow", flowColumns)
-	if err != nil {
-		b.Fatal(err)
-	}
-	for i, c := range rows.columns() {
-		if err := batch.Column(i).Append(c); err != nil {
-			b.Fatal(err)
-		}
-	}
-	if err := batch.Send(); err != nil {
+	if err := s.appendFlows(b.Context(), s.rowsOf(1, []claim{{&flow.Batch{Flows: flows}, 1}})); err != nil {
 		b.Fatal(err)
 	}
 }

@@ -94,8 +94,8 @@ func (s *Store) lookUp(ctx context.Context, batches []flow.BatchKey) (map[flow.B
 	return out, nil
 }
 
-// claimAll claims the batches that are not stored yet, and says which are.
-func (s *Store) claimAll(ctx context.Context, batches []flow.Batch) (claims []claim, duplicate []bool, err error) {
+// newClaims makes claims of the batches that are not stored yet, and says which are.
+func (s *Store) newClaims(ctx context.Context, batches []flow.Batch) (claims []claim, duplicate []bool, err error) {
 	keys := make([]flow.BatchKey, len(batches))
 	for i := range batches {
 		keys[i] = batches[i].Key
@@ -107,7 +107,6 @@ func (s *Store) claimAll(ctx context.Context, batches []flow.Batch) (claims []cl
 	duplicate = make([]bool, len(batches))
 	coming := make(map[flow.BatchKey]bool)
 	first := s.newCopies(len(batches))
-	var fresh []flow.BatchKey
 	for i := range batches {
 		k := keys[i]
 		if duplicate[i] = known[k].stored || coming[k]; duplicate[i] {
@@ -115,26 +114,25 @@ func (s *Store) claimAll(ctx context.Context, batches []flow.Batch) (claims []cl
 		}
 		coming[k] = true
 		claims = append(claims, claim{&batches[i], first + uint64(len(claims))})
-		fresh = append(fresh, k)
 	}
-	if len(claims) == 0 {
-		return nil, duplicate, nil
-	}
-	if err := s.writeClaims(ctx, claims, 0); err != nil {
-		return nil, nil, err
-	}
-	if known, err = s.lookUp(ctx, fresh); err != nil {
-		return nil, nil, err
-	}
-	return claims, duplicate, s.contest(ctx, claims, known)
+	return claims, duplicate, nil
 }
 
-// contest notes the batches that were claimed more than once.
-func (s *Store) contest(ctx context.Context, claims []claim, known map[flow.BatchKey]copies) error {
+// contest notes the batches that were claimed more than once. The own claims
+// are written before.
+func (s *Store) contest(ctx context.Context, claims []claim) error {
+	keys := make([]flow.BatchKey, len(claims))
+	for i, c := range claims {
+		keys[i] = c.batch.Key
+	}
+	known, err := s.lookUp(ctx, keys)
+	if err != nil {
+		return err
+	}
 	slot := s.slot(s.o.Now())
 	b := s.newInsert("contested", "slot, cluster, instance, epoch, sequence")
-	for _, c := range claims {
-		if k := c.batch.Key; known[k].count > 1 {
+	for _, k := range keys {
+		if known[k].count > 1 {
 			b.row(slot, k.Cluster, k.Instance, k.Epoch, k.Sequence)
 		}
 	}

@@ -50,9 +50,12 @@ type Store struct {
 	server   server
 
 	// write is held by the one who appends.
-	write sync.Mutex
-	began time.Time // of the last write
-	known knownKeys
+	write   sync.Mutex
+	began   time.Time // of the last write
+	known   knownKeys
+	hasher  *keyHasher
+	rows    flowRows
+	touched map[part]time.Time // when parts were touched last
 
 	// edges is held by the one who sums up hours.
 	edges   sync.Mutex
@@ -85,7 +88,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{o: o, database: options.Auth.Database, cluster: cluster, known: make(knownKeys)}
+	s := &Store{o: o, database: options.Auth.Database, cluster: cluster, known: make(knownKeys), hasher: newKeyHasher(), touched: make(map[part]time.Time)}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	if err := s.prepare(ctx, *options); err != nil {

@@ -48,6 +48,33 @@ func (s *Store) touch(ctx context.Context, parts []part) error {
 	return b.send(ctx)
 }
 
+// touchAgain is how long a touch stands for what follows. It is well below skew,
+// within which a sum is made again.
+const touchAgain = 20 * time.Second
+
+// touchSometimes touches the parts that this collector has not touched just now.
+func (s *Store) touchSometimes(ctx context.Context, parts []part) error {
+	now := time.Now()
+	var due []part
+	for _, p := range parts {
+		if last, ok := s.touched[p]; !ok || now.Sub(last) > touchAgain {
+			due = append(due, p)
+		}
+	}
+	if err := s.touch(ctx, due); err != nil {
+		return err
+	}
+	for p, last := range s.touched {
+		if now.Sub(last) > touchAgain {
+			delete(s.touched, p)
+		}
+	}
+	for _, p := range due {
+		s.touched[p] = now
+	}
+	return nil
+}
+
 // part is an hour of a slice.
 type part struct{ slot, hour uint32 }
 
