@@ -24,8 +24,7 @@ func (s *Store) views() []view {
 	db := s.database
 	all := []view{
 		{"contested_copies", `SELECT slot, copy FROM {db}.batch WHERE (cluster, instance, epoch, sequence) IN (SELECT cluster, instance, epoch, sequence FROM {db}.contested)
-			AND copy NOT IN (SELECT min(copy) FROM {db}.batch WHERE stored = 1 AND (cluster, instance, epoch, sequence) IN
-				(SELECT cluster, instance, epoch, sequence FROM {db}.contested) GROUP BY cluster, instance, epoch, sequence)`},
+			AND copy NOT IN (SELECT min(copy) FROM {db}.batch WHERE stored = 1 AND (cluster, instance, epoch, sequence) IN (SELECT cluster, instance, epoch, sequence FROM {db}.contested) GROUP BY cluster, instance, epoch, sequence)`},
 		{"excluded", `SELECT copy FROM (SELECT copy FROM {db}.contested_copies UNION ALL SELECT copy FROM {db}.voided)`},
 		{"flows", `SELECT start_ms, end_ms, ` + s.timeSQL("start_ms") + ` AS start_time, ` + s.timeSQL("end_ms") + ` AS end_time, cluster, node, pair, direction, verdict, expected,
 			assessment, caveat, reason, protocol, port, source_port,
@@ -57,9 +56,18 @@ func (s *Store) views() []view {
 			(cluster, namespace, policy, time) IN (SELECT cluster, namespace, policy, max(time) FROM {db}.rule GROUP BY cluster, namespace, policy)`},
 	}
 	for i := range all {
-		all[i].query = strings.ReplaceAll(all[i].query, "{db}", db)
+		all[i].query = s.global(strings.ReplaceAll(all[i].query, "{db}", db))
 	}
 	return all
+}
+
+// global makes a query ask each subquery of an IN once, for all servers of a
+// cluster; these would else refuse it, or ask it each.
+func (s *Store) global(query string) string {
+	if s.cluster == "" {
+		return query
+	}
+	return strings.NewReplacer(" NOT IN (SELECT ", " GLOBAL NOT IN (SELECT ", " IN (SELECT ", " GLOBAL IN (SELECT ").Replace(query)
 }
 
 // timeSQL makes a time of milliseconds.

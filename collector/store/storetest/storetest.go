@@ -40,7 +40,24 @@ var T0 = time.UnixMilli(1_700_000_000_000)
 
 // Run runs the whole suite.
 func Run(t *testing.T, factory Factory) {
-	for name, test := range map[string]func(*testing.T, Fixture){
+	for name, test := range suite() {
+		t.Run(name, func(t *testing.T) { test(t, factory(t)) })
+	}
+}
+
+// RunSome runs a part of the suite, where the whole takes too long.
+func RunSome(t *testing.T, factory Factory, names ...string) {
+	for _, name := range names {
+		test := suite()[name]
+		if test == nil {
+			t.Fatalf("the suite has no test %q", name)
+		}
+		t.Run(name, func(t *testing.T) { test(t, factory(t)) })
+	}
+}
+
+func suite() map[string]func(*testing.T, Fixture) {
+	return map[string]func(*testing.T, Fixture){
 		"every field comes back":              everyField,
 		"an empty store answers":              empty,
 		"a batch is stored once":              once,
@@ -64,8 +81,6 @@ func Run(t *testing.T, factory Factory) {
 		"edges are what flows add up to":      edges,
 		"edges outlive their flows":           edgesOutlive,
 		"flows of which only names are known": namesOnly,
-	} {
-		t.Run(name, func(t *testing.T) { test(t, factory(t)) })
 	}
 }
 
