@@ -98,6 +98,7 @@ demo: flow test/netlab test/netlab/traffic
 bench: flow queries agent agent/nlmsg agent/nflog agent/conntrack collector collector/store collector/store/storetest collector/store/duckdb proto/dial proto/zstd proto/flowaudit/v1 test/netlab collector/store/clickhouse/clickhousetest
 test/kernel:
 test/chdb:
+test/crash:
 collector/store/clickhouse/clickhousetest:
 `
 
