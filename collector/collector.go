@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/flowaudit/flowaudit/collector/advice"
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/kube"
 	"github.com/flowaudit/flowaudit/policy"
@@ -28,6 +29,7 @@ type Options struct {
 	Cluster   string      // whose objects these are; flows of another cluster are stored as they come
 	Manifests string      // directory of cluster objects; empty for none
 	Access    kube.Access // to the API server, if one is to be asked
+	Agents    AgentOptions
 	Retain    Retain
 	Version   string
 	Log       *slog.Logger
@@ -47,7 +49,10 @@ func (o *Options) Validate() error {
 	if err := o.Access.Validate(o.Manifests); err != nil {
 		return err
 	}
-	return o.Listen.validate()
+	if err := o.Listen.validate(); err != nil {
+		return err
+	}
+	return o.validateProofs()
 }
 
 const (
@@ -58,7 +63,11 @@ const (
 // Run collects and answers until ctx ends, then finishes what is under way.
 func Run(ctx context.Context, o Options) (err error) {
 	defer func() { err = errors.Join(err, o.Store.Close()) }()
-	certificates, err := o.Listen.tls()
+	admission, err := o.authenticator()
+	if err != nil {
+		return err
+	}
+	certificates, err := openCertificates(&o.Listen, admission.clientAuth(), o.Log)
 	if err != nil {
 		return err
 	}
@@ -66,11 +75,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := newCollector(o)
+	c, err := newCollector(o, admission)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	return c.serve(ctx, listener, certificates)
+	return c.serve(ctx, listener, certificates.tls())
 }
 
 type collector struct {
@@ -82,14 +91,16 @@ type collector struct {
 	committer *committer
 	ingest    *ingest
 	timeline  *timeline
+	advice    *advice.Server
+	admission *authenticator
 	// otherPolicies are those of other kinds than NetworkPolicy.
 	otherPolicies atomic.Pointer[[]kube.OtherPolicy]
 	ready         chan struct{} // closed when agents' batches can be named
 	started       time.Time
 }
 
-func newCollector(o Options) (*collector, error) {
-	c := &collector{Options: o, agents: newAgents(), hub: newHub(), ready: make(chan struct{}), started: time.Now()}
+func newCollector(o Options, admission *authenticator) (*collector, error) {
+	c := &collector{Options: o, admission: admission, agents: newAgents(), hub: newHub(), advice: advice.New(o.Store), ready: make(chan struct{}), started: time.Now()}
 	history, err := newHistory()
 	if err != nil {
 		return nil, err
@@ -98,7 +109,7 @@ func newCollector(o Options) (*collector, error) {
 	c.index = kube.New(kube.Options{Changed: c.timeline.changed, Slack: clockSlack})
 	c.committer = newCommitter(o.Store, c.hub.publish)
 	c.ingest = &ingest{
-		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), skew: c.skew,
+		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), limits: newLimits(o.Agents.Rate), skew: c.skew,
 		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index},
 	}
 	if o.Access.Wanted() {
@@ -172,9 +183,11 @@ func (c *collector) setOthers(found []kube.OtherPolicy) {
 // serve takes over the listener.
 func (c *collector) serve(ctx context.Context, listener net.Listener, certificates *tls.Config) error {
 	server := c.server(serverCredentials(certificates))
-	if err := c.timeline.restore(ctx, time.Now()); err != nil {
+	known, err := c.timeline.restore(ctx, time.Now())
+	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
+	c.index.Remember(known)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		c.timeline.run(ctx)
@@ -211,7 +224,7 @@ func (c *collector) serve(ctx context.Context, listener net.Listener, certificat
 	if c.Listening != nil {
 		c.Listening(listener.Addr())
 	}
-	err := group.Wait()
+	err = group.Wait()
 	close(c.committer.waiting) // no handler is left that could submit
 	select {
 	case <-stored:
@@ -229,13 +242,16 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 	server := grpc.NewServer(
 		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.ChainUnaryInterceptor(c.admission.unary),
+		grpc.ChainStreamInterceptor(c.admission.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, MaxConnectionAge: c.admission.age(), MaxConnectionAgeGrace: shutdownDeadline}),
 		// A batch is decoded into columns of its own: the transport's buffers can be reused.
 		grpc.InitialWindowSize(4<<20), grpc.InitialConnWindowSize(8<<20),
 	)
 	flowauditv1.RegisterIngestServer(server, c.ingest)
 	flowauditv1.RegisterQueryServer(server, c.query())
+	flowauditv1.RegisterAdviceServer(server, c.advice)
 	return server
 }
 

@@ -189,9 +189,15 @@ func serve(t *testing.T, s store.Store) *running {
 
 func serveWith(t *testing.T, s store.Store, o Options) *running {
 	t.Helper()
+	return serveAdmitting(t, s, o, &authenticator{proofs: []Proof{ProofNone}})
+}
+
+// serveAdmitting is serveWith with a say in who may call.
+func serveAdmitting(t *testing.T, s store.Store, o Options, admission *authenticator) *running {
+	t.Helper()
 	listener := bufconn.Listen(1 << 20)
 	o.Log, o.Store, o.Version, o.Cluster = slog.New(slog.DiscardHandler), s, "1.2.3", "c"
-	c, err := newCollector(o)
+	c, err := newCollector(o, admission)
 	if err != nil {
 		t.Fatal(err)
 	}

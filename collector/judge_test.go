@@ -78,7 +78,7 @@ func newCourt(t *testing.T, policies ...*networkingv1.NetworkPolicy) *court {
 	if err := h.apply(c.changes); err != nil {
 		t.Fatal(err)
 	}
-	h.begin()
+	h.begin(time.Time{})
 	c.judge = &judge{history: h, classes: policy.NewClasses(), index: c.index}
 	return c
 }

@@ -87,6 +87,8 @@ type Observation struct {
 	Original Tuple // the packet's own, or CTA_TUPLE_ORIG
 	Reply    Tuple // CTA_TUPLE_REPLY; zero for a packet
 
+	Began int64 // when the connection began (CTA_TIMESTAMP_START), Unix nanoseconds; 0 if not told
+
 	Sent     Counters // CTA_COUNTERS_ORIG
 	Received Counters // CTA_COUNTERS_REPLY
 

@@ -106,8 +106,8 @@ func (a *Access) Validate(manifests string) error {
 	return nil
 }
 
-// config reads what a client needs.
-func (a *Access) config(userAgent string) (*rest.Config, error) {
+// Config reads what a client needs.
+func (a *Access) Config(userAgent string) (*rest.Config, error) {
 	c, err := a.load()
 	if err != nil {
 		return nil, err

@@ -318,10 +318,15 @@ var quiet = slog.New(slog.DiscardHandler)
 
 func watching(t *testing.T, api *fakeAPI, node string, o Options, more ...func(*WatchOptions)) *watched {
 	t.Helper()
+	o.Partial = node != ""
+	return watchingWith(t, api, node, New(o), more...)
+}
+
+func watchingWith(t *testing.T, api *fakeAPI, node string, x *Index, more ...func(*WatchOptions)) *watched {
+	t.Helper()
 	r := &watched{api: api}
 	var err error
-	o.Partial = node != ""
-	options := WatchOptions{Node: node, Index: New(o), Lost: r.lost, Log: quiet}
+	options := WatchOptions{Node: node, Index: x, Lost: r.lost, Log: quiet}
 	for _, set := range more {
 		set(&options)
 	}

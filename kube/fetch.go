@@ -29,7 +29,7 @@ type FetchOptions struct {
 // namespaces, pods or NetworkPolicies cannot be had; what else cannot be had
 // is said by the snapshot's Limits.
 func Fetch(ctx context.Context, o FetchOptions) (*Snapshot, error) {
-	config, err := o.Access.config(o.UserAgent)
+	config, err := o.Access.Config(o.UserAgent)
 	if err != nil {
 		return nil, err
 	}

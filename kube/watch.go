@@ -51,7 +51,7 @@ type Watch struct {
 // OpenWatch prepares a watch. It fails where the access cannot be read; an API
 // server that cannot be reached is waited for by Run.
 func OpenWatch(o WatchOptions) (*Watch, error) {
-	config, err := o.Access.config(o.UserAgent)
+	config, err := o.Access.Config(o.UserAgent)
 	if err != nil {
 		return nil, err
 	}
