@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -53,6 +54,20 @@ func (a *Access) config(userAgent string) (*rest.Config, error) {
 	c.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	c.ContentType = "application/vnd.kubernetes.protobuf"
 	return c, nil
+}
+
+// REST makes a client of one group and version, whose objects are those of
+// Kubernetes' API: v1 or networking.k8s.io/v1.
+func (a *Access) REST(userAgent string, v schema.GroupVersion) (rest.Interface, error) {
+	config, err := a.config(userAgent)
+	if err != nil {
+		return nil, err
+	}
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("make a client of the API server: %w", err)
+	}
+	return restClient(config, client, v)
 }
 
 func (a *Access) load() (*rest.Config, error) {

@@ -88,7 +88,7 @@ func (w *Watch) policyKinds(ctx context.Context) ([]string, error) {
 }
 
 func (w *Watch) read(ctx context.Context, path string, into any) error {
-	client, err := w.restClient(schema.GroupVersion{Version: "v1"})
+	client, err := restClient(w.config, w.client, schema.GroupVersion{Version: "v1"})
 	if err != nil {
 		return err
 	}

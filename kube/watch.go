@@ -94,27 +94,27 @@ func (w *Watch) source(k kind) (listWatch, error) {
 		}
 		return metadataSource{client.Resource(k.resource)}, nil
 	}
-	client, err := w.restClient(k.resource.GroupVersion())
+	client, err := restClient(w.config, w.client, k.resource.GroupVersion())
 	if err != nil {
 		return nil, err
 	}
 	return restSource{client, k.resource.Resource}, nil
 }
 
-func (w *Watch) restClient(v schema.GroupVersion) (*rest.RESTClient, error) {
+func restClient(config *rest.Config, client *http.Client, v schema.GroupVersion) (*rest.RESTClient, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			return nil, err
 		}
 	}
-	c := rest.CopyConfig(w.config)
+	c := rest.CopyConfig(config)
 	c.GroupVersion, c.APIPath = &v, "/apis"
 	if v.Group == "" {
 		c.APIPath = "/api"
 	}
 	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	return rest.RESTClientForConfigAndClient(c, w.client)
+	return rest.RESTClientForConfigAndClient(c, client)
 }
 
 type restSource struct {
