@@ -95,6 +95,7 @@ func TestContainers(t *testing.T) {
 		did(flow.VerdictAllowed, static, 7070, "")
 	}
 	talk()
+	t.Run("a probe", func(t *testing.T) { probeContainers(t, nodes) })
 	if os.Getenv("FLOWAUDIT_SOAK") == "" {
 		compare(t, "real", deeds)
 		return // the reboot, after which addresses change hands, is the soak's

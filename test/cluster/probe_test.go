@@ -12,6 +12,8 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/flowaudit/flowaudit/test/cluster"
 )
 
 // probed is what doctor says of a probe.
@@ -28,7 +30,7 @@ type probed struct {
 // doctorProbe makes the command.
 func doctorProbe(ctx context.Context, args ...string) *exec.Cmd {
 	return lab.Plane().Command(ctx, filepath.Join(lab.bin, "flowaudit"), append([]string{
-		"doctor", "--only", "probe", "--probe", "--kubeconfig", lab.Admin(), "--probe-nodes", "node1,node2", "--probe-timeout", "10s", "-o", "json",
+		"doctor", "--only", "probe", "--probe", "--kubeconfig", lab.Admin(), "-o", "json",
 	}, args...)...)
 }
 
@@ -60,7 +62,7 @@ func TestProbe(t *testing.T) {
 				})
 			}
 			var said strings.Builder
-			cmd := doctorProbe(t.Context())
+			cmd := doctorProbe(t.Context(), "--probe-nodes", "node1,node2", "--probe-timeout", "10s")
 			cmd.Stderr = &said
 			out, err := cmd.Output()
 			var exit *exec.ExitError
@@ -86,10 +88,31 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+// probeContainers probes machines: their kubelets run the probe's containers
+// from an image, and its readiness probes in them.
+func probeContainers(t *testing.T, nodes []*cluster.Node) {
+	t.Helper()
+	var said strings.Builder
+	cmd := doctorProbe(t.Context(), "--probe-nodes", nodes[0].Name+","+nodes[1].Name, "--probe-image", cluster.AgnhostImage)
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %s%s", err, said.String(), out)
+	}
+	var got probed
+	if err := json.Unmarshal(out, &got); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got.Problems > 0 || len(got.Probe.Pairs) != 8 {
+		t.Errorf("%s", out)
+	}
+	t.Logf("%s", out)
+}
+
 // TestAnInterruptedProbeLeavesNothing, as on Ctrl-C.
 func TestAnInterruptedProbeLeavesNothing(t *testing.T) {
 	var said strings.Builder
-	cmd := doctorProbe(context.WithoutCancel(t.Context()))
+	cmd := doctorProbe(context.WithoutCancel(t.Context()), "--probe-nodes", "node1,node2")
 	cmd.Stderr = &said
 	must(t, cmd.Start())
 	must(t, lab.product.Until(t.Context(), time.Minute, "the probe's namespace", func() error {
