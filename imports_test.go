@@ -68,6 +68,7 @@ proto/flowaudit/v1: flow
 agent/nlmsg:
 agent/ipvs: flow
 agent/route: flow
+probe:
 agent/calico: flow
 agent/policylog: flow agent/calico
 agent/follow: flow
@@ -91,7 +92,7 @@ collector/advice: flow kube policy/history policy/replay policy/suggest policy/u
 collector: flow kube policy policy/other queries proto/flowaudit/v1 collector/advice collector/identity collector/rest collector/store
 cmd/flowaudit-agent: flow agent agent/nflog proto/zstd proto/flowaudit/v1
 cmd/flowaudit-collector: collector collector/store collector/store/archive collector/store/clickhouse collector/store/duckdb proto/zstd proto/flowaudit/v1
-cmd/flowaudit: flow agent kube policy policy/history policy/lint policy/other policy/replay policy/suggest policy/unused queries proto/dial proto/zstd proto/flowaudit/v1
+cmd/flowaudit: flow agent kube policy policy/history policy/lint policy/other policy/replay policy/suggest policy/unused probe queries proto/dial proto/zstd proto/flowaudit/v1
 test/netlab:
 test/netlab/traffic:
 demo: flow test/netlab test/netlab/traffic

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -118,6 +119,20 @@ func (a *Access) Config(userAgent string) (*rest.Config, error) {
 	c.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	c.ContentType = "application/vnd.kubernetes.protobuf"
 	return c, nil
+}
+
+// REST makes a client of one group and version, whose objects are those of
+// Kubernetes' API: v1 or networking.k8s.io/v1.
+func (a *Access) REST(userAgent string, v schema.GroupVersion) (rest.Interface, error) {
+	config, err := a.Config(userAgent)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newServer(config)
+	if err != nil {
+		return nil, err
+	}
+	return s.restClient(v)
 }
 
 func (a *Access) load() (*rest.Config, error) {
