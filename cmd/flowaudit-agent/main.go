@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -47,7 +46,11 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 		fmt.Fprintln(stdout, "flowaudit-agent", version)
 		return 0
 	}
-	o.Log = slog.New(slog.NewTextHandler(stderr, nil))
+	o.Log, err = o.Monitor.Logger(stderr)
+	if err != nil {
+		fmt.Fprintf(stderr, "flowaudit-agent: %v\n", err)
+		return 2
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends at once
@@ -117,6 +120,7 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 	fs.IntVar(&o.MaxFlows, "max-flows", o.MaxFlows, "flows of a window; beyond it the window closes early")
 	fs.IntVar(&o.MaxQueue, "max-queue", o.MaxQueue, "flows that wait while the collector is away; beyond it the oldest allowed ones are dropped and counted")
 	o.Collector.Flags(fs)
+	o.Monitor.Flags(fs)
 	fs.BoolVar(&show, "version", false, "print the version")
 	if err := fs.Parse(args); err != nil {
 		return o, false, err
