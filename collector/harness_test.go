@@ -185,7 +185,7 @@ type running struct {
 func serve(t *testing.T, s store.Store) *running {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
-	c, err := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Version: "1.2.3", Cluster: "c"})
+	c, err := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Version: "1.2.3", Cluster: "c", MetricsPairs: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
