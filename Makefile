@@ -56,6 +56,7 @@ lint: need-build ## Check style, generated code and go.mod
 generate: ## Make the generated code and pages anew
 	@tools/generated.sh write
 	$(GO) test -run 'TestMetrics' ./agent ./collector -update
+	$(GO) test -run 'TestManualPage' ./cmd/... -update
 
 .PHONY: bench
 bench: need-kernel need-bench build ## Measure: one table of costs, losses and times (root)

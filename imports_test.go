@@ -85,6 +85,7 @@ var mayImport = map[string][]string{
 	"collector/store/duckdb":     {"flow", "queries", "collector/store", "collector/store/columns"},
 	"collector/store/clickhouse": {"flow", "queries", "collector/store", "collector/store/columns"},
 	"collector":                  {"flow", "kube", "monitor", "policy", "queries", "proto/flowaudit/v1", "collector/rest", "collector/store"},
+	"cmd/manual":                 {},
 	"cmd/flowaudit-agent":        {"flow", "agent", "agent/nflog", "proto/zstd", "proto/flowaudit/v1"},
 	"cmd/flowaudit-collector":    {"collector", "collector/store", "collector/store/archive", "collector/store/clickhouse", "collector/store/duckdb", "proto/zstd", "proto/flowaudit/v1"},
 	"cmd/flowaudit":              {"flow", "agent", "kube", "policy", "policy/history", "policy/lint", "policy/replay", "policy/suggest", "policy/unused", "queries", "proto/dial", "proto/zstd", "proto/flowaudit/v1"},
