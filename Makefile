@@ -60,6 +60,7 @@ generate: ## Make the generated code and pages anew
 	@tools/generated.sh write
 	$(GO) test -run 'TestMetrics' ./agent ./collector -update
 	$(GO) test -run 'TestManualPage' ./cmd/... -update
+	cd deploy && $(GO) test -run 'TestManifests|TestFiles' . -update
 
 .PHONY: images
 images: need-build need-certificates ## Make the images as OCI archives in bin/images, each with its bill of materials

@@ -25,6 +25,9 @@ const drainDeadline = 5 * time.Second
 // flow's way: the sources return, the table gives out what is open, the stream
 // drains under a deadline.
 func Run(ctx context.Context, o Options) error {
+	if o.EnableAccounting {
+		return conntrack.Account()
+	}
 	conn, err := o.Collector.Conn()
 	if err != nil {
 		return err

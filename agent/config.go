@@ -41,6 +41,10 @@ type Options struct {
 	MaxQueue         int  // flows that wait for the collector
 	ConfirmedAllowed Confirmed
 
+	// EnableAccounting does nothing but switch on conntrack's counters of
+	// packets and bytes, which needs more rights than an agent has.
+	EnableAccounting bool
+
 	Manifests string          // directory of cluster objects; empty for none
 	Access    kube.Access     // to the API server, if one is to be asked
 	StateDir  string          // where live connections outlast a restart; empty for nowhere

@@ -188,6 +188,14 @@ func TestTheExamplesOfHelpWork(t *testing.T) {
 	}
 }
 
+// TestEnableAccounting: needs none of what an agent needs; what it cannot do it says.
+func TestEnableAccounting(t *testing.T) {
+	o, err := parseFlags(t, nil, "--enable-accounting")
+	if err != nil || !o.EnableAccounting {
+		t.Errorf("%+v, %v", o, err)
+	}
+}
+
 func TestVersion(t *testing.T) {
 	var stdout, stderr strings.Builder
 	if code := run([]string{"--version"}, getenv(nil), &stdout, &stderr); code != 0 || stdout.String() != "flowaudit-agent devel\n" {

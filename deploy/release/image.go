@@ -70,7 +70,7 @@ func never() time.Time { return time.Unix(0, 0).UTC() }
 
 // archive writes the image as an OCI archive.
 func (i *image) archive(to string) error {
-	var index v1.ImageIndex = mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
+	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for _, p := range i.platforms {
 		img, err := p.image()
 		if err != nil {
