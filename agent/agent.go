@@ -18,6 +18,7 @@ import (
 	"github.com/flowaudit/flowaudit/agent/tap"
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
+	"github.com/flowaudit/flowaudit/monitor"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
@@ -28,6 +29,9 @@ const drainDeadline = 5 * time.Second
 // flow's way: the sources return, the table gives out what is open, the stream
 // drains under a deadline.
 func Run(ctx context.Context, o Options) error {
+	if o.EnableAccounting {
+		return conntrack.Account()
+	}
 	conn, err := o.Collector.Conn()
 	if err != nil {
 		return err
@@ -39,13 +43,25 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer release()
-	return a.run(ctx, &stream{queue: a.queue, client: flowauditv1.NewIngestClient(conn), log: o.Log})
+	out := &stream{queue: a.queue, client: flowauditv1.NewIngestClient(conn), log: o.Log}
+	server, err := monitor.Listen(o.Monitor, newMetrics(a, out).subject(), o.Log)
+	if err != nil {
+		return err
+	}
+	telling, stop := context.WithCancel(context.WithoutCancel(ctx))
+	told := make(chan error, 1)
+	go func() { told <- server.Run(telling) }()
+	err = a.run(ctx, out)
+	stop()
+	return errors.Join(err, <-told)
 }
 
 type agent struct {
 	Options
 	inbox   *inbox
 	queue   *queue
+	tally   tally // of what the queue was given
+	pulse   *pulse
 	sources *sources
 	loop    *loop
 	cluster interface{ Run(context.Context) error } // keeps the names up to date; nil if nothing does
@@ -98,7 +114,11 @@ func (a *agent) prepare() (release func(), err error) {
 	a.loop = newLoop(loopOptions{
 		Node: a.reporter(), Scope: a.Scope, Window: a.Window, StateDir: a.StateDir, Log: a.Log,
 		Status: a.status, Malformed: a.sources.malformedBySource, Ask: a.ask,
-	}, t, a.inbox, a.queue.put)
+	}, t, a.inbox, func(b *flow.Batch) {
+		a.tally.add(b)
+		a.queue.put(b)
+	})
+	a.pulse = a.loop.pulse
 	return release, nil
 }
 
