@@ -59,7 +59,7 @@ lint: need-build ## Check style, generated code and go.mod
 generate: ## Make the generated code and pages anew
 	@tools/generated.sh write
 	$(GO) test -run 'TestMetrics' ./agent ./collector -update
-	$(GO) test -run 'TestManualPage' ./cmd/... -update
+	$(GO) test -run 'TestManualPage' ./cmd/flowaudit ./cmd/flowaudit-agent ./cmd/flowaudit-collector -update
 	cd deploy && $(GO) test -run 'TestManifests|TestFiles' . -update
 
 .PHONY: images
