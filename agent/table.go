@@ -17,13 +17,14 @@ type table struct {
 	early    []windowKey         // first denials that wait for the next early batch
 	denied   map[windowKey]int64 // denied keys and when they were last seen (Unix nanoseconds)
 	dumping  bool
-	dump     uint32                // number of the running or last dump
-	asked    int64                 // when that began (Unix nanoseconds)
-	complete int64                 // when the last complete dump began: what is new since then is younger; anyTime if nothing is certain
-	whole    bool                  // a dump was complete
-	ended    map[connKey]uint32    // connections that ended while a dump runs, by CTA_ID
-	known    map[connKey]savedConn // counted by an earlier run of the agent; until the first dump ends
-	refused  uint64                // connections that did not fit since the last window
+	dump     uint32                 // number of the running or last dump
+	asked    int64                  // when that began (Unix nanoseconds)
+	complete int64                  // when the last complete dump began: what is new since then is younger; anyTime if nothing is certain
+	whole    bool                   // a dump was complete
+	ended    map[connKey]uint32     // connections that ended while a dump runs, by CTA_ID
+	missed   map[connKey]missedConn // connections that dumps did not name any more: their end may still be told
+	known    map[connKey]savedConn  // counted by an earlier run of the agent; until the first dump ends
+	refused  uint64                 // connections that did not fit since the last window
 	stats    tableStats
 
 	allowances  map[windowKey]*allowance
@@ -80,6 +81,7 @@ func newTable(o tableOptions) *table {
 		attempts:     newAttempts(),
 		denied:       make(map[windowKey]int64),
 		ended:        make(map[connKey]uint32),
+		missed:       make(map[connKey]missedConn),
 		allowances:   make(map[windowKey]*allowance),
 		tracked:      make(map[windowKey]struct{}),
 		hints:        make(hints),
@@ -367,6 +369,10 @@ func (t *table) destroyed(o *flow.Observation) {
 	c := t.conns.get(&k)
 	if c != nil && c.id != o.ID {
 		return // the end of an earlier use of the tuple, told late
+	}
+	if m, ok := t.missed[k]; ok && m.id == o.ID && c == nil {
+		delete(t.missed, k)
+		return // it was counted when it was missed
 	}
 	if c == nil {
 		// Its beginning was lost; the end says all that a flow needs.

@@ -398,6 +398,25 @@ func TestDumps(t *testing.T) {
 		c.say(1, flow.EventDumpBegin, nil).say(1, flow.EventDumpEnd, nil).say(1.1, flow.EventDestroy, counted(5, 400))
 		wantRows(t, s.closeWindow(clock(10)), row{web, far, 80, flow.VerdictAllowed, flow.ReasonReply, 1, 400})
 	})
+	t.Run("nor is one that comes long after", func(t *testing.T) {
+		s := newScene(nil)
+		c := s.track(web, far, 4000, 80).say(0, flow.EventNew, replied)
+		for sec := 1.0; sec < 9; sec++ {
+			c.say(sec, flow.EventDumpBegin, nil).say(sec, flow.EventDumpEnd, nil)
+		}
+		c.say(9, flow.EventDestroy, counted(5, 400))
+		wantRows(t, s.closeWindow(clock(10)), row{web, far, 80, flow.VerdictAllowed, flow.ReasonReply, 1, 0})
+		if n := s.conns.len() + len(s.missed); n != 0 {
+			t.Errorf("%d connections are kept that are over", n)
+		}
+		c.say(11, flow.EventNew, replied).say(12, flow.EventDumpBegin, nil).say(12, flow.EventDumpEnd, nil)
+		for sec := 13.0; sec < 15+missedDumps; sec++ {
+			c.say(sec, flow.EventDumpBegin, nil).say(sec, flow.EventDumpEnd, nil)
+		}
+		if n := len(s.missed); n != 0 {
+			t.Errorf("%d ends are waited for for ever", n)
+		}
+	})
 	t.Run("a beginning that was lost is found by the dump", func(t *testing.T) {
 		s := newScene(nil)
 		c := s.track(web, far, 4000, 80).say(1, flow.EventDumpBegin, nil)

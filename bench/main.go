@@ -55,7 +55,14 @@ func run(ctx context.Context, o options) error {
 		name string
 		run  func(context.Context, options) ([]result, error)
 	}{
-		{"decode", benchDecode}, {"names", benchNames}, {"policy", benchPolicy}, {"nflog", benchNFLOG}, {"conntrack", benchConntrack}, {"tap", benchTap}, {"memory", benchMemory}, {"store", benchStore},
+		{"decode", benchDecode},
+		{"names", benchNames},
+		{"policy", benchPolicy},
+		{"nflog", benchNFLOG},
+		{"conntrack", benchConntrack},
+		{"tap", benchTap},
+		{"memory", benchMemory},
+		{"store", benchStore},
 		{"clickhouse", benchClickHouse},
 	} {
 		if o.only != "" && o.only != part.name {

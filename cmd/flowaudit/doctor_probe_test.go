@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"strings"
@@ -16,11 +17,11 @@ func shown(t *testing.T, p *probed, output string) string {
 	t.Helper()
 	var stdout, stderr strings.Builder
 	o := &doctor{client: &client{env: environment{stdout: &stdout, stderr: &stderr, now: func() time.Time { return here }}}, output: output}
-	code := 0
-	if err := o.show(&diagnosis{Probe: p}); err != nil {
-		code = int(err.(exitCode))
+	var code exitCode
+	if err := o.show(&diagnosis{Probe: p}); err != nil && !errors.As(err, &code) {
+		t.Fatal(err)
 	}
-	return transcript(result{stdout.String(), stderr.String(), code}, "doctor", "--only", "probe", "--probe", "-o", output)
+	return transcript(result{stdout.String(), stderr.String(), int(code)}, "doctor", "--only", "probe", "--probe", "-o", output)
 }
 
 func TestDoctorShowsAProbe(t *testing.T) {
