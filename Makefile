@@ -99,6 +99,10 @@ need-clickhouse:
 	  if [ "$$(id -u)" != 0 ]; then echo "that needs root: sudo apt-get install clickhouse-server" >&2; exit 1; fi; \
 	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends clickhouse-server >/dev/null; }
 
+	@test -e /usr/share/java/zookeeper.jar || { echo "installing the Debian package zookeeper, to test the store on a cluster"; \
+	  if [ "$$(id -u)" != 0 ]; then echo "that needs root: sudo apt-get install zookeeper" >&2; exit 1; fi; \
+	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends zookeeper >/dev/null; }
+
 	@test -e $(LIBCHDB) || { $(MAKE) --no-print-directory need-npm && echo "fetching libchdb $(CHDB) with npm, to test the store on today's ClickHouse" && \
 	  mkdir -p $(dir $(LIBCHDB)) && cd $(dir $(LIBCHDB)) && npm pack --silent @chdb/lib-linux-x64-gnu@$(CHDB) >/dev/null && \
 	  tar xzf *.tgz --strip-components=1 package/libchdb.so && rm *.tgz; }

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/flowaudit/flowaudit/agent/conntrack"
+	"github.com/flowaudit/flowaudit/agent/ipvs"
 	"github.com/flowaudit/flowaudit/agent/nflog"
 	"github.com/flowaudit/flowaudit/agent/tap"
 	"github.com/flowaudit/flowaudit/flow"
@@ -51,6 +55,8 @@ type agent struct {
 	notes   []string                                // which sources are read, and why
 	limits  []string
 	started time.Time
+	ipvs    atomic.Pointer[ipvs.Services] // served without connection tracking; nil if none is
+	rules   rulesOf
 }
 
 // prepare makes the parts. The returned function undoes what it did to the
@@ -71,11 +77,18 @@ func (a *agent) prepare() (release func(), err error) {
 		a.limits = append(a.limits, conntrack.Limits()...)
 	}
 	a.limits = append(a.limits, a.pluginLimits()...)
+	routes, err := a.openRoutes()
+	if err != nil {
+		return nil, err
+	}
+	undo := release
+	release = func() { routes.close(a.Log); undo() }
 	t := newTable(tableOptions{
 		Names: names, LocalNode: localNode, Unanswered: a.UnansweredAfter,
 		MaxConns: a.MaxConnections, MaxFlows: a.MaxFlows, PerConn: a.PerConnection,
 		Confirmed: a.confirmed(elsewhere(a.plugins)), Conntrack: a.Conntrack,
 		Witness: a.witness(), Tap: a.Tap, TapPods: a.TapPods,
+		Causes: causes{Route: routes.refuses, Trace: a.trace}, Rule: a.ruleReason, IPVS: a.ipvs.Load, Labels: a.labels(),
 	})
 	if err := a.restore(t); err != nil {
 		release()
@@ -195,7 +208,7 @@ func (a *agent) openers() []opener {
 		}})
 	}
 	if a.Tap {
-		all = append(all, opener{"tap", a.openTap})
+		all = append(all, opener{tapName(a.TapPods), a.openTap})
 	}
 	return append(all, a.pluginOpeners()...)
 }
@@ -212,6 +225,19 @@ type tapSource struct{ *tap.Source }
 
 func (s tapSource) Malformed() uint64 { return s.Stats().Malformed }
 
+// tapName says what the tap is limited to: whoever concludes from what it did
+// not see must know.
+func tapName(pods []netip.Prefix) string {
+	if len(pods) == 0 {
+		return sourceTap
+	}
+	var list []string
+	for _, p := range pods {
+		list = append(list, p.String())
+	}
+	return sourceTap + "=" + strings.Join(list, ",")
+}
+
 func (a *agent) openTap() (source, error) {
 	s, err := tap.Open(tap.Options{
 		Group: a.TapGroup, Pods: a.TapPods, Node: a.reporter(), Deliver: a.inbox.deliver, Lost: a.inbox.lost, Logger: a.Log,
@@ -220,6 +246,12 @@ func (a *agent) openTap() (source, error) {
 		return nil, err
 	}
 	return tapSource{s}, nil
+}
+
+// trace lets the tap trace packets, if it is open.
+func (a *agent) trace(packets []tap.Traced) bool {
+	s, open := a.sources.get(tapName(a.TapPods)).(tapSource)
+	return open && s.Trace(packets)
 }
 
 // ask asks the conntrack source that is open, if one is.
@@ -234,6 +266,9 @@ func (a *agent) status() flow.AgentStatus {
 		w := a.watch.Status()
 		s.Skew, s.Limits = w.Skew, slices.Concat(a.limits, w.Problems)
 	}
+	if services := a.ipvs.Load(); services != nil {
+		s.Limits = append(slices.Clip(s.Limits), limitIPVS)
+	}
 	return s
 }
 
@@ -242,6 +277,10 @@ func (a *agent) run(ctx context.Context, out *stream) error {
 	defer cancel()
 	group, reading := errgroup.WithContext(ctx)
 	a.startNames(reading, group)
+	if a.Conntrack && a.Scope == flow.ScopeNode {
+		a.readIPVS("/")
+		group.Go(func() error { return a.followIPVS(reading) })
+	}
 	failed, err := a.sources.start()
 	if err != nil {
 		cancel()

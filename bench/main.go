@@ -32,7 +32,7 @@ func main() {
 	o := options{}
 	flag.IntVar(&o.seconds, "seconds", 10, "seconds of live traffic at each rate; in 10 s a window ends")
 	flag.IntVar(&o.flows, "flows", 10_000_000, "flows in the store")
-	flag.StringVar(&o.only, "only", "", "one part only: decode, names, policy, nflog, conntrack, tap, memory, store")
+	flag.StringVar(&o.only, "only", "", "one part only: decode, names, policy, nflog, conntrack, tap, memory, store, clickhouse")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "where the store is made, on the disk to measure")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -56,6 +56,7 @@ func run(ctx context.Context, o options) error {
 		run  func(context.Context, options) ([]result, error)
 	}{
 		{"decode", benchDecode}, {"names", benchNames}, {"policy", benchPolicy}, {"nflog", benchNFLOG}, {"conntrack", benchConntrack}, {"tap", benchTap}, {"memory", benchMemory}, {"store", benchStore},
+		{"clickhouse", benchClickHouse},
 	} {
 		if o.only != "" && o.only != part.name {
 			continue

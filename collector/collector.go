@@ -109,7 +109,7 @@ func newCollector(o Options, admission *authenticator) (*collector, error) {
 	c.index = kube.New(kube.Options{Changed: c.timeline.changed, Slack: clockSlack})
 	c.committer = newCommitter(o.Store, c.hub.publish)
 	c.ingest = &ingest{
-		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), limits: newLimits(o.Agents.Rate), skew: c.skew,
+		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), arrived: newArrivals(), limits: newLimits(o.Agents.Rate), skew: c.skew,
 		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index},
 	}
 	if o.Access.Wanted() {

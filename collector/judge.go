@@ -94,6 +94,14 @@ func (j *judge) excuse(f *flow.Flow, at time.Time, d *policy.Decision) {
 		f.Caveat = caveatOf(d)
 		return
 	}
+	if f.Reason.OtherCause() {
+		// What refused it is known, and excuses nothing; that the policies deny
+		// it as well is not shown.
+		if f.Assessment == flow.AssessmentEnforced {
+			f.Assessment, f.Caveat = flow.AssessmentUnknown, flow.CaveatOtherCause
+		}
+		return
+	}
 	switch {
 	case f.Assessment != flow.AssessmentUnenforced && f.Assessment != flow.AssessmentUnexplained:
 		return
@@ -168,6 +176,12 @@ func (j *judge) unsettled(f *flow.Flow, at time.Time) bool {
 		d := s.Decide(&c)
 		return d.Verdict != f.Expected
 	})
+}
+
+// settled reports whether a flow's destination has been what it is for a while,
+// so that its node knew it when the flow came.
+func (j *judge) settled(f *flow.Flow) bool {
+	return !j.changed(f.Dst, f.Destination, f.Start.Add(-settleTime), f.End)
 }
 
 // changed reports whether a pod is not what it was. What it was is not known
