@@ -335,15 +335,15 @@ func (c *collector) clusterState(known kube.Stats) *flowauditv1.ClusterState {
 		Source: c.Manifests, Namespaces: uint64(known.Namespaces), Services: uint64(known.Services), Nodes: uint64(known.Nodes),
 		Identities: uint64(known.Identities), Remembered: uint64(known.Ended), Forgotten: known.Forgotten,
 	}
+	for _, p := range c.ingest.judge.others.Load().Doubtful() {
+		s.PolicyDoubts = append(s.PolicyDoubts, p.String()+": "+p.Doubt)
+	}
+	slices.Sort(s.PolicyDoubts)
 	if c.watch == nil {
 		return s
 	}
 	w := c.watch.Status()
 	s.Source, s.Away, s.Skew, s.PolicyKinds = w.Server, w.Away, w.Skew.Milliseconds(), c.watch.OtherKinds()
-	for _, p := range c.ingest.judge.others.Load().Doubtful() {
-		s.PolicyDoubts = append(s.PolicyDoubts, p.String()+": "+p.Doubt)
-	}
-	slices.Sort(s.PolicyDoubts)
 	if !w.Heard.IsZero() {
 		s.Heard = w.Heard.UnixMilli()
 	}

@@ -152,7 +152,7 @@ func TestDoctorOfACluster(t *testing.T) {
 		seenConnections(t, db, flow.AssessmentUnknown, flow.VerdictAllowed, flow.CaveatRecent, "node-2", 4, time.Minute),
 	}
 	status := sampleStatus()
-	status.Cluster = &flowauditv1.ClusterState{Nodes: 3, Away: true, PolicyKinds: []string{"CiliumNetworkPolicy"}}
+	status.Cluster = &flowauditv1.ClusterState{Nodes: 3, Away: true, PolicyKinds: []string{"ciliumnetworkpolicies.cilium.io"}, PolicyDoubts: []string{"CiliumNetworkPolicy shop/l7: a rule has neither endpointSelector nor nodeSelector"}}
 	status.Agents[0].Contradicted, status.Agents[0].Limits = 2, []string{"packets and bytes are absent"}
 	well := seenConnections(t, db, flow.AssessmentEnforced, flow.VerdictDenied, flow.CaveatNone, "node-2", 7, time.Minute)
 	golden(t, "doctor-cluster-well", examined(t, goodNode(), clinic(t, twoNodes(), well), "--only", "cluster"))
