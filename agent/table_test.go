@@ -439,3 +439,30 @@ func TestTableAllocatesNothingInSteadyState(t *testing.T) {
 		t.Errorf("%v allocations a conntrack update, want 0", n)
 	}
 }
+
+func TestLabelsOfTheNetworkPlugin(t *testing.T) {
+	permitted := func(o *flow.Observation) { o.Permitted = true }
+	for _, c := range []struct {
+		name    string
+		options tableOptions
+		dst     netip.Addr
+		say     func(*track)
+		want    string
+	}{
+		{"what it labels is allowed", tableOptions{Labels: true}, db, func(c *track) { c.say(0, flow.EventNew, permitted) }, "allowed labelled"},
+		{"also by a dump", tableOptions{Labels: true}, db, func(c *track) { c.say(0, flow.EventNew, nil).say(1, flow.EventDump, permitted) }, "allowed labelled"},
+		{"a reply says more", tableOptions{Labels: true}, db, func(c *track) { c.say(0, flow.EventNew, permitted).say(0.1, flow.EventUpdate, replied) }, "allowed reply"},
+		{"the source's node labels what it lets out", tableOptions{Labels: true}, far, func(c *track) { c.say(0, flow.EventNew, permitted) }, "unanswered no-reply"},
+		{"without the label", tableOptions{Labels: true}, db, func(c *track) { c.say(0, flow.EventNew, nil) }, "unanswered no-reply"},
+		{"another plugin's label", tableOptions{}, db, func(c *track) { c.say(0, flow.EventNew, permitted) }, "unanswered no-reply"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newScene(func(o *tableOptions) { o.Labels = c.options.Labels })
+			c.say(s.track(web, c.dst, 40000, 80))
+			flows := s.closeWindow(clock(20))
+			if len(flows) != 1 || flows[0].Verdict.String()+" "+flows[0].Reason.String() != c.want || flows[0].Connections != 1 {
+				t.Errorf("flows %+v, want one %s", flows, c.want)
+			}
+		})
+	}
+}

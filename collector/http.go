@@ -27,7 +27,7 @@ func (c *collector) serveHTTP(ctx context.Context, certificates *tls.Config) err
 		return fmt.Errorf("listen on %s: %w", c.Listen.HTTP, err)
 	}
 	server := &http.Server{
-		Handler: handler, TLSConfig: certificates, ReadHeaderTimeout: 10 * time.Second,
+		Handler: c.admission.http(handler), TLSConfig: certificates, ReadHeaderTimeout: 10 * time.Second,
 		BaseContext: func(net.Listener) context.Context { return ctx }, // followers never end by themselves
 	}
 	stopped := make(chan struct{})

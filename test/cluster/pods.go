@@ -78,6 +78,9 @@ func (k *kubelet) up(pod *corev1.Pod) (*Pod, error) {
 		return nil, err
 	}
 	k.pods[pod.UID] = p
+	if target := dials(pod); target != "" {
+		p.servers = append(p.servers, k.probe(p, target))
+	}
 	return p, p.serve(pod)
 }
 
@@ -130,6 +133,9 @@ func (k *kubelet) report(ctx context.Context, pod *corev1.Pod, p *Pod) error {
 	}
 	pod = pod.DeepCopy()
 	pod.Status = running(pod, p)
+	if dials(pod) != "" {
+		setReady(&pod.Status, corev1.ConditionFalse)
+	}
 	_, err := k.p.client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("report pod %s: %w", p.Key, err)
