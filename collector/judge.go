@@ -250,16 +250,8 @@ func (j *judge) pod(addr netip.Addr, e *flow.Endpoint, at time.Time, state *poli
 	// Where only the agent knew the pod, its stable labels are all that is left.
 	p := &policy.Pod{Namespace: e.Namespace, Name: e.Pod, Labels: e.Labels, PortsUnknown: true, Node: e.Node}
 	if known := j.index.Pod(addr, at); known != nil && known.Namespace == e.Namespace && known.Pod == e.Pod {
-		p.Labels, p.Ports, p.PortsUnknown = known.AllLabels, namedPorts(known.Ports), false
+		p.Labels, p.Ports, p.PortsUnknown = known.AllLabels, known.Ports, false
 	}
 	p.NamespaceLabels = state.NamespaceLabels(e.Namespace)
 	return p
-}
-
-func namedPorts(ports []flow.NamedPort) []policy.NamedPort {
-	out := make([]policy.NamedPort, len(ports))
-	for i, p := range ports {
-		out[i] = policy.NamedPort(p)
-	}
-	return out
 }

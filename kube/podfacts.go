@@ -55,11 +55,8 @@ func factsOf(p *corev1.Pod) *podFacts {
 	f := &podFacts{
 		Object: &metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, ResourceVersion: p.ResourceVersion},
 		key:    podKey{orDefault(p.Namespace), p.Name}, uid: hashUID(string(p.UID)), node: p.Spec.NodeName,
-		labels: p.Labels, hostNetwork: p.Spec.HostNetwork, life: lifeOf(p),
+		controller: controllerOf(p), labels: p.Labels, hostNetwork: p.Spec.HostNetwork, life: lifeOf(p),
 		running: p.Status.Phase == corev1.PodRunning || p.Status.Phase == "",
-	}
-	if c := metav1.GetControllerOfNoCopy(p); c != nil && c.Kind != "Node" {
-		f.controller = flow.Workload{Kind: intern(c.Kind), Name: intern(c.Name)}
 	}
 	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
 		for i := range list {

@@ -18,8 +18,8 @@ import (
 	"github.com/flowaudit/flowaudit/test/netlab/traffic"
 )
 
-// Unmanaged is an annotation that keeps a pod from getting a namespace and a
-// status: the test that made it plays its kubelet.
+// Unmanaged is a label that keeps a pod from getting a namespace and a status:
+// the test that made it plays its kubelet.
 const Unmanaged = "flowaudit.test/unmanaged"
 
 // Pod is a pod that runs. Its containers' ports are served by echo servers.
@@ -54,8 +54,6 @@ func (k *kubelet) sync(ctx context.Context, uid types.UID, pod *corev1.Pod) erro
 			return err
 		}
 		return k.forget(ctx, pod)
-	case pod.Annotations[Unmanaged] != "":
-		return nil
 	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
 		return k.down(uid)
 	}
