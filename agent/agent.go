@@ -5,17 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/flowaudit/flowaudit/agent/conntrack"
+	"github.com/flowaudit/flowaudit/agent/ipvs"
 	"github.com/flowaudit/flowaudit/agent/nflog"
 	"github.com/flowaudit/flowaudit/agent/spool"
 	"github.com/flowaudit/flowaudit/agent/tap"
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
+	"github.com/flowaudit/flowaudit/monitor"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
@@ -26,6 +31,9 @@ const drainDeadline = 5 * time.Second
 // flow's way: the sources return, the table gives out what is open, the stream
 // drains under a deadline.
 func Run(ctx context.Context, o Options) error {
+	if o.EnableAccounting {
+		return conntrack.Account()
+	}
 	conn, err := o.Collector.Conn()
 	if err != nil {
 		return err
@@ -40,9 +48,19 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer release()
-	return a.run(ctx, &stream{
+	out := &stream{
 		queue: a.queue, client: flowauditv1.NewIngestClient(conn), lost: a.inbox.lost, hurry: conn.ResetConnectBackoff, log: o.Log,
-	})
+	}
+	server, err := monitor.Listen(o.Monitor, newMetrics(a, out).subject(), o.Log)
+	if err != nil {
+		return err
+	}
+	telling, stop := context.WithCancel(context.WithoutCancel(ctx))
+	told := make(chan error, 1)
+	go func() { told <- server.Run(telling) }()
+	err = a.run(ctx, out)
+	stop()
+	return errors.Join(err, <-told)
 }
 
 // openQueue makes the queue. Its epoch is another for each run, so that no two
@@ -57,7 +75,10 @@ func (a *agent) openQueue() (err error) {
 	}
 	a.queue.disk, err = openDisk(spool.Options{
 		Dir: dir, Epoch: epoch, MaxBytes: a.SpoolMax, MaxAge: a.SpoolAge, Log: a.Log,
-		Lost: func(l spool.Loss) { a.inbox.lost(spoolGap(l)) },
+		Lost: func(l spool.Loss) {
+			a.queue.lost.Add(l.Flows)
+			a.inbox.lost(spoolGap(l))
+		},
 	})
 	if err != nil {
 		return err
@@ -70,6 +91,8 @@ type agent struct {
 	Options
 	inbox   *inbox
 	queue   *queue
+	tally   tally // of what the queue was given
+	pulse   *pulse
 	sources *sources
 	loop    *loop
 	cluster interface{ Run(context.Context) error } // keeps the names up to date; nil if nothing does
@@ -79,7 +102,9 @@ type agent struct {
 	notes   []string                                // which sources are read, and why
 	limits  []string
 	started time.Time
-	covered time.Time // up to when an earlier run's batches tell, as far as the spool knows
+	covered time.Time                     // up to when an earlier run's batches tell, as far as the spool knows
+	ipvs    atomic.Pointer[ipvs.Services] // served without connection tracking; nil if none is
+	rules   rulesOf
 }
 
 // prepare makes the parts. The returned function undoes what it did to the
@@ -100,11 +125,18 @@ func (a *agent) prepare() (release func(), err error) {
 		a.limits = append(a.limits, conntrack.Limits()...)
 	}
 	a.limits = append(a.limits, a.pluginLimits()...)
+	routes, err := a.openRoutes()
+	if err != nil {
+		return nil, err
+	}
+	undo := release
+	release = func() { routes.close(a.Log); undo() }
 	t := newTable(tableOptions{
 		Names: names, LocalNode: localNode, Unanswered: a.UnansweredAfter,
 		MaxConns: a.MaxConnections, MaxFlows: a.MaxFlows, PerConn: a.PerConnection,
 		Confirmed: a.confirmed(elsewhere(a.plugins)), Conntrack: a.Conntrack,
 		Witness: a.witness(), Tap: a.Tap, TapPods: a.TapPods,
+		Causes: causes{Route: routes.refuses, Trace: a.trace}, Rule: a.ruleReason, IPVS: a.ipvs.Load, Labels: a.labels(),
 	})
 	if err := a.restore(t); err != nil {
 		release()
@@ -114,7 +146,11 @@ func (a *agent) prepare() (release func(), err error) {
 	a.loop = newLoop(loopOptions{
 		Node: a.reporter(), Scope: a.Scope, Window: a.Window, StateDir: a.StateDir, Log: a.Log,
 		Status: a.status, Malformed: a.sources.malformedBySource, Ask: a.ask, Full: a.queue.full, Apart: a.queue.disk != nil,
-	}, t, a.inbox, a.queue.put)
+	}, t, a.inbox, func(b *flow.Batch) {
+		a.tally.add(b)
+		a.queue.put(b)
+	})
+	a.pulse = a.loop.pulse
 	return release, nil
 }
 
@@ -229,7 +265,7 @@ func (a *agent) openers() []opener {
 		}})
 	}
 	if a.Tap {
-		all = append(all, opener{"tap", a.openTap})
+		all = append(all, opener{tapName(a.TapPods), a.openTap})
 	}
 	return append(all, a.pluginOpeners()...)
 }
@@ -246,6 +282,19 @@ type tapSource struct{ *tap.Source }
 
 func (s tapSource) Malformed() uint64 { return s.Stats().Malformed }
 
+// tapName says what the tap is limited to: whoever concludes from what it did
+// not see must know.
+func tapName(pods []netip.Prefix) string {
+	if len(pods) == 0 {
+		return sourceTap
+	}
+	var list []string
+	for _, p := range pods {
+		list = append(list, p.String())
+	}
+	return sourceTap + "=" + strings.Join(list, ",")
+}
+
 func (a *agent) openTap() (source, error) {
 	s, err := tap.Open(tap.Options{
 		Group: a.TapGroup, Pods: a.TapPods, Node: a.reporter(), Deliver: a.inbox.deliver, Lost: a.inbox.lost, Logger: a.Log,
@@ -254,6 +303,12 @@ func (a *agent) openTap() (source, error) {
 		return nil, err
 	}
 	return tapSource{s}, nil
+}
+
+// trace lets the tap trace packets, if it is open.
+func (a *agent) trace(packets []tap.Traced) bool {
+	s, open := a.sources.get(tapName(a.TapPods)).(tapSource)
+	return open && s.Trace(packets)
 }
 
 // ask asks the conntrack source that is open, if one is.
@@ -271,6 +326,9 @@ func (a *agent) status() flow.AgentStatus {
 	if d := a.queue.disk; d != nil && d.failing.Load() {
 		s.Limits = append(slices.Clip(s.Limits), "the disk takes nothing: batches wait in the agent's memory only")
 	}
+	if services := a.ipvs.Load(); services != nil {
+		s.Limits = append(slices.Clip(s.Limits), limitIPVS)
+	}
 	return s
 }
 
@@ -279,6 +337,10 @@ func (a *agent) run(ctx context.Context, out *stream) error {
 	defer cancel()
 	group, reading := errgroup.WithContext(ctx)
 	a.startNames(reading, group)
+	if a.Conntrack && a.Scope == flow.ScopeNode {
+		a.readIPVS("/")
+		group.Go(func() error { return a.followIPVS(reading) })
+	}
 	failed, err := a.sources.start()
 	if err != nil {
 		cancel()

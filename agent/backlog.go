@@ -68,7 +68,7 @@ func (l *backlog) run(ctx context.Context) error {
 func (l *backlog) wait(ctx context.Context) (bool, error) {
 	for {
 		changed, closed := l.queue.wait()
-		if waits, _ := l.queue.behind(); waits {
+		if waits, _ := l.queue.backlog(); waits {
 			return true, nil
 		}
 		if live, _ := l.queue.live(); closed && live == 0 {
@@ -107,7 +107,7 @@ func (l *backlog) send(ctx context.Context, report flowauditv1.Ingest_ReportClie
 			return err
 		}
 		if b == nil {
-			if waits, _ := l.queue.behind(); !waits {
+			if waits, _ := l.queue.backlog(); !waits {
 				return report.CloseSend()
 			}
 			select {
@@ -138,7 +138,7 @@ func (l *backlog) next(ctx context.Context) (*sentBatch, error) {
 		return &b, nil
 	}
 	for l.queue.disk != nil {
-		waits, before := l.queue.behind()
+		waits, before := l.queue.backlog()
 		if !waits {
 			return nil, nil
 		}
@@ -198,6 +198,7 @@ func (l *backlog) receive(report flowauditv1.Ingest_ReportClient) error {
 		if err != nil {
 			return fmt.Errorf("receive acknowledgement: %w", err)
 		}
+		l.note(ack)
 		l.land(ack)
 	}
 }

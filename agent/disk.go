@@ -119,6 +119,18 @@ func (d *disk) bytes() int64 {
 	return 0
 }
 
+// since is when the oldest batch was put that waits on disk; 0 if none does.
+func (d *disk) since() int64 {
+	s := d.spool.Load()
+	if s == nil {
+		return 0
+	}
+	if oldest := s.Oldest(); !oldest.IsZero() {
+		return oldest.UnixNano()
+	}
+	return 0
+}
+
 // covered is up to when an earlier run's batches tell.
 func (d *disk) covered() time.Time {
 	if s := d.spool.Load(); s != nil {

@@ -100,7 +100,7 @@ func TestBatchesOutlastARestart(t *testing.T) {
 	if want := []uint64{1, 1, 2}; !slices.Equal(c.got, want) || k.key.Epoch == first {
 		t.Errorf("the collector got %v, want %v of two epochs", c.got, want)
 	}
-	k.until("nothing on disk", func() bool { waits, _ := k.behind(); return !waits && k.disk.bytes() < 100 })
+	k.until("nothing on disk", func() bool { waits, _ := k.backlog(); return !waits && k.disk.bytes() < 100 })
 	k.stop()
 	if c = keepIn(t, dir, 1000).drain(); len(c.got) != 0 {
 		t.Errorf("the third run sends %v again", c.got)
@@ -132,8 +132,8 @@ func TestADiskThatTakesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.put(flowBatch(60, flow.VerdictAllowed))
-	k.put(flowBatch(60, flow.VerdictDenied)) // too much for memory: the allowed ones go
 	k.until("the disk fails", k.disk.failing.Load)
+	k.put(flowBatch(60, flow.VerdictDenied)) // too much for memory: the allowed ones go
 	b := k.entries[0].batch
 	if len(b.Flows) != 0 || len(b.Gaps) != 1 || b.Gaps[0].Lost != 60 {
 		t.Errorf("%d flows are kept, gaps %+v", len(b.Flows), b.Gaps)

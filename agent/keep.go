@@ -42,8 +42,9 @@ func (q *queue) keep(ctx context.Context) {
 func (q *queue) saveAll() bool {
 	for e := q.unsaved(); e != nil; e = q.unsaved() {
 		err := q.disk.save(e)
-		q.disk.failed(err)
 		q.saved(e, err)
+		q.disk.failed(err)
+		q.measure()
 		if err != nil {
 			return false
 		}
@@ -57,7 +58,7 @@ func (q *queue) unsaved() *entry {
 	defer q.mu.Unlock()
 	for _, e := range q.entries {
 		if !e.spooled {
-			e.saving = true
+			q.saving = e
 			return e
 		}
 	}
@@ -69,11 +70,10 @@ func (q *queue) saved(e *entry, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	defer q.wake()
-	e.saving, e.spooled = false, err == nil
+	q.saving, e.spooled = nil, err == nil
 	if err != nil {
 		return
 	}
-	q.measure()
 	key := e.batch.Key
 	i, waits := q.find(key)
 	if !waits {
@@ -107,7 +107,9 @@ func (q *queue) forget() {
 	q.wake()
 }
 
-// measure notes how full the disk is, for who cannot wait for it.
+// measure notes how full the disk is, for who cannot wait for it. Nobody may
+// hold the queue's lock while he waits for the disk's.
 func (q *queue) measure() {
-	q.fill.Store(int32(100 * q.disk.bytes() / q.disk.options.MaxBytes))
+	q.bytes.Store(q.disk.bytes())
+	q.since.Store(q.disk.since())
 }

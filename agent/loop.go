@@ -20,6 +20,7 @@ type loop struct {
 	covered time.Time // up to here batches have told what was seen
 	saved   time.Time
 	seen    map[string]uint64 // malformed messages told, by source
+	pulse   *pulse
 }
 
 type loopOptions struct {
@@ -54,7 +55,7 @@ func newLoop(o loopOptions, t *table, in *inbox, out func(*flow.Batch)) *loop {
 	if o.Wall == nil {
 		o.Wall = time.Now
 	}
-	return &loop{loopOptions: o, clock: newClock(o.Wall), table: t, naming: newNaming(t.window), inbox: in, out: out, seen: make(map[string]uint64)}
+	return &loop{loopOptions: o, clock: newClock(o.Wall), table: t, naming: newNaming(t.window), inbox: in, out: out, seen: make(map[string]uint64), pulse: &pulse{}}
 }
 
 // run works until the inbox is closed, and then gives out what is open.
@@ -81,6 +82,7 @@ func (l *loop) run() {
 			now := l.clock.now()
 			l.look(now)
 			l.sendEarly(now)
+			l.pulse.tell(l.table, now)
 		case <-window.C:
 			l.adjust()
 			l.closeWindow()

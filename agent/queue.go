@@ -23,12 +23,16 @@ type queue struct {
 	key     flow.BatchKey // of the next batch, its sequence less one
 	entries []*entry      // unacknowledged and in memory, oldest first
 	flows   int
+	dropped uint64 // flows that were dropped
 	max     int
 	closed  bool
 	changed chan struct{}  // closed and replaced when something happens
+	saving  *entry         // is being written to disk
 	acked   []spool.Record // on disk, acknowledged, and not forgotten there yet
 
-	fill atomic.Int32 // percent of the bound on disk
+	lost  atomic.Uint64 // flows that the disk has dropped, or that were damaged there
+	bytes atomic.Int64  // on disk
+	since atomic.Int64  // since when the oldest batch waits on disk, Unix nanoseconds; 0 if none does
 }
 
 // entry is a batch in memory.
@@ -37,7 +41,6 @@ type entry struct {
 	added   time.Time
 	late    bool // it goes with the backlog
 	sent    bool // on a stream that is open
-	saving  bool // it is being written to disk
 	spooled bool // it is on disk
 
 	once    sync.Once
@@ -115,7 +118,7 @@ func (q *queue) shed(i int, denied bool) {
 		return denied || f.Verdict != flow.VerdictDenied
 	})
 	lost := len(b.Flows) - len(kept)
-	if lost == 0 || e.saving || e.spooled {
+	if lost == 0 || e == q.saving || e.spooled {
 		return
 	}
 	b.Flows = kept
@@ -125,6 +128,7 @@ func (q *queue) shed(i int, denied bool) {
 	})
 	q.entries[i] = &entry{batch: &b, added: e.added, late: e.late, sent: e.sent}
 	q.flows -= lost
+	q.dropped += uint64(lost)
 }
 
 // ack forgets the batch with a key, and gives it; nil if it is not in memory.
@@ -227,7 +231,7 @@ func (q *queue) nextLate() *entry {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, e := range q.entries {
-		if e.late && !e.sent && !e.saving {
+		if e.late && !e.sent && e != q.saving {
 			e.sent = true
 			return e
 		}
@@ -246,19 +250,29 @@ func (q *queue) again() {
 	}
 }
 
-// behind reports whether there is a backlog: in memory, or on disk beside what
-// is in memory too. before is the first sequence of what memory holds.
-func (q *queue) behind() (waits bool, before uint64) {
+// backlog reports whether there is one: in memory, or on disk beside what is in
+// memory too. From before on the disk's records are in memory as well, or are
+// acknowledged and not forgotten yet.
+func (q *queue) backlog() (waits bool, before uint64) {
 	q.mu.Lock()
 	live, before := 0, ^uint64(0)
 	for _, e := range q.entries {
 		waits = waits || e.late
 		before = min(before, e.batch.Key.Sequence)
-		if e.spooled || e.saving {
+		if e.spooled {
 			live++
 		}
 	}
-	live += len(q.acked)
+	if q.saving != nil {
+		live++
+		before = min(before, q.saving.batch.Key.Sequence)
+	}
+	for _, r := range q.acked {
+		if r.Epoch == q.key.Epoch {
+			live++
+			before = min(before, r.Sequence)
+		}
+	}
 	q.mu.Unlock()
 	return waits || q.disk != nil && q.disk.behind(live), before
 }
@@ -292,6 +306,28 @@ func (q *queue) wait() (changed <-chan struct{}, closed bool) {
 	return q.changed, q.closed
 }
 
+// behind returns how old the oldest unacknowledged batch is, and how many flows
+// were dropped.
+func (q *queue) behind(now time.Time) (oldest time.Duration, dropped uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.entries) > 0 {
+		oldest = max(0, now.Sub(q.entries[0].batch.End))
+	}
+	if since := q.since.Load(); since != 0 {
+		oldest = max(oldest, now.Sub(time.Unix(0, since)))
+	}
+	return oldest, q.dropped + q.lost.Load()
+}
+
+// onDisk is what waits on disk, and its bound, in bytes; 0 without a disk.
+func (q *queue) onDisk() (bytes, limit int64) {
+	if q.disk == nil {
+		return 0, 0
+	}
+	return q.bytes.Load(), q.disk.options.MaxBytes
+}
+
 func (q *queue) wake() {
 	close(q.changed)
 	q.changed = make(chan struct{})
@@ -301,5 +337,9 @@ func (q *queue) wake() {
 func (q *queue) full() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return max(int(q.fill.Load()), 100*q.flows/q.max)
+	full := 100 * q.flows / q.max
+	if bytes, limit := q.onDisk(); limit > 0 {
+		return max(full, int(100*bytes/limit))
+	}
+	return full
 }

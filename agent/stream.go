@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -27,6 +28,10 @@ type stream struct {
 	// up to two minutes, which are too long.
 	hurry func()
 	log   *slog.Logger
+
+	connected              atomic.Bool // a stream is open
+	acknowledged, rejected atomic.Uint64
+	acknowledgedAt         atomic.Int64 // Unix nanoseconds; 0 before the first
 }
 
 const (
@@ -89,6 +94,8 @@ func (s *stream) session(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open stream: %w", err)
 	}
+	s.connected.Store(true)
+	defer s.connected.Store(false)
 	group.Go(func() error { return s.send(ctx, report) })
 	group.Go(func() error { return s.receive(report) })
 	return group.Wait()
@@ -130,7 +137,15 @@ func (s *stream) receive(report flowauditv1.Ingest_ReportClient) error {
 		if b := s.queue.ack(key); b != nil {
 			s.complain(ack, b.Start, b.End, len(b.Flows))
 		}
+		s.note(ack)
 	}
+}
+
+// note counts an acknowledgement.
+func (s *stream) note(ack *flowauditv1.Ack) {
+	s.acknowledged.Add(1)
+	s.acknowledgedAt.Store(time.Now().UnixNano())
+	s.rejected.Add(ack.GetRejected())
 }
 
 // complain tells of what the collector did not take of a batch.

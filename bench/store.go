@@ -41,7 +41,7 @@ func benchStore(ctx context.Context, o options) (all []result, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	ingest, err := benchIngest(ctx, dir, o.flows)
+	ingest, err := benchIngest(ctx, dir, o.flows, "duckdb", "--data", filepath.Join(dir, "data"))
 	if err != nil {
 		return nil, err
 	}
@@ -133,9 +133,9 @@ func ask(ctx context.Context, s store.Store, what string, f flow.Filter) (result
 }
 
 // benchIngest measures from gRPC to committed rows, the sender on the same processors.
-func benchIngest(ctx context.Context, dir string, total int) ([]result, error) {
+func benchIngest(ctx context.Context, dir string, total int, who string, args ...string) ([]result, error) {
 	socket := filepath.Join(dir, "c.sock")
-	collector := exec.CommandContext(ctx, "bin/flowaudit-collector", "--listen", "unix:"+socket, "--data", filepath.Join(dir, "data"))
+	collector := exec.CommandContext(ctx, "bin/flowaudit-collector", append([]string{"--listen", "unix:" + socket}, args...)...)
 	collector.Stderr = os.Stderr
 	collector.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := collector.Start(); err != nil {
@@ -179,7 +179,7 @@ func benchIngest(ctx context.Context, dir string, total int) ([]result, error) {
 		return nil, fmt.Errorf("collector: %w", err)
 	}
 	cpu := collector.ProcessState.UserTime() + collector.ProcessState.SystemTime()
-	return []result{{"ingest, gRPC to committed rows", "flowaudit-collector", []string{
+	return []result{{"ingest, gRPC to committed rows", "flowaudit-collector, " + who, []string{
 		fmt.Sprintf("%.0f flows/s (%.0f to %.0f)", float64(sent)/spent.Seconds(), slices.Min(rates), slices.Max(rates)),
 		perEvent(cpu, uint64(sent)),
 	}}}, nil

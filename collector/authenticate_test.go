@@ -165,7 +165,7 @@ func (r reviews) Create(_ context.Context, review *authenticationv1.TokenReview,
 }
 
 func TestAnAgentProvesItselfByToken(t *testing.T) {
-	c := serveWith(t, &memory{}, &authenticator{proofs: []Proof{ProofToken}, tokens: &identity.Tokens{
+	c := serveAdmitting(t, &memory{}, Options{}, &authenticator{proofs: []Proof{ProofToken}, tokens: &identity.Tokens{
 		Cluster: "c", Audience: "us", Accounts: []string{"flowaudit/agent"},
 		Reviewer: reviews{"good": {Authenticated: true, Audiences: []string{"us"}, User: authenticationv1.UserInfo{
 			Username: "system:serviceaccount:flowaudit:agent",

@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -15,8 +18,11 @@ import (
 
 	"github.com/flowaudit/flowaudit/collector/advice"
 	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
+	"github.com/flowaudit/flowaudit/monitor"
 	"github.com/flowaudit/flowaudit/policy"
+	"github.com/flowaudit/flowaudit/policy/other"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
@@ -29,7 +35,10 @@ type Options struct {
 	Agents    AgentOptions
 	Retain    Retain
 	Version   string
-	Log       *slog.Logger
+	Monitor   monitor.Options // where it tells about itself
+	// MetricsPairs is how many pairs of workloads metrics tell apart.
+	MetricsPairs int
+	Log          *slog.Logger
 	// Store keeps the flows. Run closes it.
 	Store store.Store
 	// Listening, if set, is called with the address once the collector listens.
@@ -45,6 +54,12 @@ func (o *Options) Validate() error {
 	}
 	if err := o.Access.Validate(o.Manifests); err != nil {
 		return err
+	}
+	if err := o.Monitor.Validate(); err != nil {
+		return err
+	}
+	if o.MetricsPairs < 0 {
+		return fmt.Errorf("--metrics-pairs %d: want a number from 0", o.MetricsPairs)
 	}
 	if err := o.Listen.validate(); err != nil {
 		return err
@@ -76,7 +91,16 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	return c.serve(ctx, listener, certificates.tls())
+	server, err := monitor.Listen(o.Monitor, newMetrics(c).subject(), o.Log)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	telling, stop := context.WithCancel(context.WithoutCancel(ctx))
+	told := make(chan error, 1)
+	go func() { told <- server.Run(telling) }()
+	err = c.serve(ctx, listener, certificates.tls())
+	stop()
+	return errors.Join(err, <-told)
 }
 
 type collector struct {
@@ -87,29 +111,35 @@ type collector struct {
 	hub       *hub
 	committer *committer
 	ingest    *ingest
+	measures  *measures
 	timeline  *timeline
 	advice    *advice.Server
 	admission *authenticator
-	ready     chan struct{} // closed when agents' batches can be named
-	started   time.Time
+	// otherPolicies are those of other kinds than NetworkPolicy.
+	otherPolicies atomic.Pointer[[]kube.OtherPolicy]
+	ready         chan struct{} // closed when agents' batches can be named
+	started       time.Time
 }
 
 func newCollector(o Options, admission *authenticator) (*collector, error) {
-	c := &collector{Options: o, admission: admission, agents: newAgents(), hub: newHub(), advice: advice.New(o.Store), ready: make(chan struct{}), started: time.Now()}
+	c := &collector{Options: o, admission: admission, agents: newAgents(), hub: newHub(), measures: newMeasures(o.MetricsPairs), advice: advice.New(o.Store), ready: make(chan struct{}), started: time.Now()}
 	history, err := newHistory()
 	if err != nil {
 		return nil, err
 	}
 	c.timeline = newTimeline(o.Store, history, o.Cluster, o.Log)
 	c.index = kube.New(kube.Options{Changed: c.timeline.changed, Slack: clockSlack})
-	c.committer = newCommitter(o.Store, c.hub.publish)
+	c.committer = newCommitter(measuredAppender{o.Store, c.measures}, func(batches []flow.Batch) {
+		c.measures.stored(batches)
+		c.hub.publish(batches)
+	})
 	c.ingest = &ingest{
-		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), limits: newLimits(o.Agents.Rate), skew: c.skew,
-		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index, otherPolicies: c.otherPolicies},
+		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), arrived: newArrivals(), limits: newLimits(o.Agents.Rate), skew: c.skew,
+		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index},
 	}
 	if o.Access.Wanted() {
 		c.watch, err = kube.OpenWatch(kube.WatchOptions{
-			Access: o.Access, UserAgent: "flowaudit-collector/" + o.Version, Index: c.index, Lost: c.ingest.blind.lost, Log: o.Log,
+			Access: o.Access, UserAgent: "flowaudit-collector/" + o.Version, Index: c.index, Lost: c.ingest.blind.lost, Others: c.setOthers, Log: o.Log,
 		})
 	}
 	return c, err
@@ -165,9 +195,14 @@ func (c *collector) skew() time.Duration {
 	return c.watch.Status().Skew
 }
 
-// otherPolicies reports whether the cluster has kinds of policy that are not judged by.
-func (c *collector) otherPolicies() bool {
-	return c.watch != nil && len(c.watch.OtherPolicies()) > 0
+// setOthers takes in the policies of other kinds, which are not judged by.
+func (c *collector) setOthers(found []kube.OtherPolicy) {
+	policies := make([]*other.Policy, len(found))
+	for i, p := range found {
+		policies[i] = other.Read(p.Group, p.Kind, p.Namespace, p.Name, p.Object)
+	}
+	c.ingest.judge.others.Store(other.NewSet(policies))
+	c.otherPolicies.Store(&found)
 }
 
 // serve takes over the listener.
@@ -245,7 +280,23 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 	return server
 }
 
-func (c *collector) query() *query { return &query{store: c.Store, hub: c.hub, status: c.status} }
+func (c *collector) query() *query {
+	return &query{store: c.Store, hub: c.hub, status: c.status, objects: objects{
+		index: c.index, cluster: c.Cluster, known: c.watch != nil || c.Manifests != "", ready: c.ready, problems: c.problems, others: &c.otherPolicies,
+	}}
+}
+
+// problems are what keeps the cluster's objects from being known.
+func (c *collector) problems() (out []string) {
+	if c.watch == nil {
+		return nil
+	}
+	w := c.watch.Status()
+	if w.Away {
+		out = append(out, "the API server is away: objects are as they were "+w.Heard.UTC().Format(time.RFC3339))
+	}
+	return append(out, w.Problems...)
+}
 
 // stop lets calls finish that can; followers and agents never end by themselves.
 func stop(server *grpc.Server) {
@@ -284,11 +335,15 @@ func (c *collector) clusterState(known kube.Stats) *flowauditv1.ClusterState {
 		Source: c.Manifests, Namespaces: uint64(known.Namespaces), Services: uint64(known.Services), Nodes: uint64(known.Nodes),
 		Identities: uint64(known.Identities), Remembered: uint64(known.Ended), Forgotten: known.Forgotten,
 	}
+	for _, p := range c.ingest.judge.others.Load().Doubtful() {
+		s.PolicyDoubts = append(s.PolicyDoubts, p.String()+": "+p.Doubt)
+	}
+	slices.Sort(s.PolicyDoubts)
 	if c.watch == nil {
 		return s
 	}
 	w := c.watch.Status()
-	s.Source, s.Away, s.Skew, s.PolicyKinds = w.Server, w.Away, w.Skew.Milliseconds(), c.watch.OtherPolicies()
+	s.Source, s.Away, s.Skew, s.PolicyKinds = w.Server, w.Away, w.Skew.Milliseconds(), c.watch.OtherKinds()
 	if !w.Heard.IsZero() {
 		s.Heard = w.Heard.UnixMilli()
 	}

@@ -124,11 +124,15 @@ func (s *shard) grow() {
 	}
 }
 
-func (e *entry) hash() uint64 {
+func (e *entry) addr() netip.Addr {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], e.hi)
 	binary.BigEndian.PutUint64(b[8:], e.lo)
-	_, _, hash := split(netip.AddrFrom16(b))
+	return netip.AddrFrom16(b).Unmap()
+}
+
+func (e *entry) hash() uint64 {
+	_, _, hash := split(e.addr())
 	return hash
 }
 

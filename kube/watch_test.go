@@ -299,13 +299,33 @@ func TestOtherKindsOfPolicy(t *testing.T) {
 		api := newFakeAPI(t)
 		api.groups = []string{"apps", "cilium.io", "projectcalico.org"}
 		api.forbidden["globalnetworkpolicies"] = true
-		api.put("ciliumnetworkpolicies", newNamespace("one", nil))
-		r := watching(t, api, "", Options{})
+		api.put("ciliumnetworkpolicies", newPod("shop", "l7"))
+		api.put("networkpolicies", &networkingv1.NetworkPolicy{ // what Calico's server makes of one
+			TypeMeta:   metav1.TypeMeta{Kind: "NetworkPolicy", APIVersion: "networking.k8s.io/v1"},
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: calicoCopy + "db"},
+		})
+		var found []string
+		r := watching(t, api, "", Options{}, func(o *WatchOptions) {
+			o.Others = func(policies []OtherPolicy) {
+				found = nil
+				for _, p := range policies {
+					found = append(found, fmt.Sprintf("%s, %s, readable %t", p.Group, &p, p.Object != nil))
+				}
+			}
+		})
 		<-r.Synced()
 		synctest.Wait()
 		want := []string{"ciliumnetworkpolicies.cilium.io", "globalnetworkpolicies.projectcalico.org"}
-		if got := r.OtherPolicies(); !slices.Equal(got, want) {
+		if got := r.OtherKinds(); !slices.Equal(got, want) {
 			t.Errorf("%q, want the one that exists and the one that cannot be asked for: %q", got, want)
+		}
+		if want := []string{"projectcalico.org, GlobalNetworkPolicy, readable false", "cilium.io, CiliumNetworkPolicy shop/l7, readable true"}; !slices.Equal(found, want) {
+			t.Errorf("found %q, want %q", found, want)
+		}
+		api.remove("ciliumnetworkpolicies", newPod("shop", "l7"))
+		time.Sleep(2 * discoverEvery)
+		if synctest.Wait(); len(found) != 1 {
+			t.Errorf("one has gone, and there are %q", found)
 		}
 	})
 }

@@ -20,6 +20,7 @@ type segment struct {
 	path   string
 	size   int64
 	own    bool      // of this run, so that its records are known without reading it
+	began  time.Time // when its first record was put; of an earlier run's, when its last was
 	used   time.Time // when it was last written to
 
 	records     int                 // of an own one, or of one that was read to its end
@@ -89,7 +90,7 @@ func list(dir string) ([]*segment, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list spool: %w", err)
 		}
-		all = append(all, &segment{number: number, lane: lane, path: filepath.Join(dir, e.Name()), size: min(info.Size(), maxSegment), used: info.ModTime()})
+		all = append(all, &segment{number: number, lane: lane, path: filepath.Join(dir, e.Name()), size: min(info.Size(), maxSegment), began: info.ModTime(), used: info.ModTime()})
 	}
 	slices.SortFunc(all, func(a, b *segment) int { return strings.Compare(a.path, b.path) })
 	return all, nil

@@ -163,7 +163,7 @@ func (s *Spool) Put(r *Record) error {
 	s.bytes += int64(len(s.buffer))
 	s.unacked++
 	if a.records == 0 {
-		a.first = r.Sequence
+		a.first, a.began = r.Sequence, time.Now()
 	}
 	a.last, a.used = r.Sequence, time.Now()
 	a.records++
@@ -320,6 +320,19 @@ func (s *Spool) Bytes() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.bytes
+}
+
+// Oldest is when the oldest record was put that waits, as far as is known
+// without reading files; zero if none waits.
+func (s *Spool) Oldest() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, g := range s.segments {
+		if g.own && g.unacked() > 0 || !g.own && g.size > headerSize {
+			return g.began
+		}
+	}
+	return time.Time{}
 }
 
 // Close ends the use of the directory. What waits is for the next run.

@@ -41,6 +41,7 @@ func TestDefaults(t *testing.T) {
 		MaxConnections: 1 << 20, MaxFlows: 1 << 17, MaxQueue: 1 << 19, SpoolMax: 1 << 30, SpoolAge: 7 * 24 * time.Hour, ConfirmedAllowed: agent.ConfirmedAuto,
 	}
 	want.Collector.Address = "127.0.0.1:4245"
+	want.Monitor.LogLevel, want.Monitor.LogFormat = "info", "text"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -81,6 +82,8 @@ func TestFlags(t *testing.T) {
 		{"--max-connections 5000", func(o *agent.Options) { o.MaxConnections = 5000 }},
 		{"--max-flows 6000", func(o *agent.Options) { o.MaxFlows = 6000 }},
 		{"--max-queue 7000", func(o *agent.Options) { o.MaxQueue = 7000 }},
+		{"--listen-metrics :9464 --listen-pprof localhost:6060", func(o *agent.Options) { o.Monitor.Metrics, o.Monitor.Profiles = ":9464", "localhost:6060" }},
+		{"--log-level debug --log-format json", func(o *agent.Options) { o.Monitor.LogLevel, o.Monitor.LogFormat = "debug", "json" }},
 		{"--tls", func(o *agent.Options) { o.Collector.TLS = true }},
 		{"--tls-ca ca --tls-cert crt --tls-key key --tls-server-name name", func(o *agent.Options) {
 			o.Collector.CA, o.Collector.Cert, o.Collector.Key, o.Collector.ServerName = "ca", "crt", "key", "name"
@@ -142,6 +145,8 @@ func TestWrongFlags(t *testing.T) {
 		{environment, "--spool-size much", `--spool-size: "much" is no size: want such as 500MB or 1GiB`},
 		{environment, "--spool-size 1MB", "--spool-size 1000000: want at least"},
 		{environment, "--spool-age 1s", "--spool-age 1s: want at least 1m"},
+		{environment, "--listen-pprof :6060", "--listen-pprof: profiles show what is in memory: want an address of loopback"},
+		{environment, "--log-level loud", `--log-level "loud": want debug`},
 		{environment, "--nosuch", "unknown flag: --nosuch"},
 		{environment, "now", `unexpected argument "now"`},
 	} {
@@ -184,6 +189,14 @@ func TestTheExamplesOfHelpWork(t *testing.T) {
 	}
 	if n == 0 {
 		t.Error("no example")
+	}
+}
+
+// TestEnableAccounting: needs none of what an agent needs; what it cannot do it says.
+func TestEnableAccounting(t *testing.T) {
+	o, err := parseFlags(t, nil, "--enable-accounting")
+	if err != nil || !o.EnableAccounting {
+		t.Errorf("%+v, %v", o, err)
 	}
 }
 

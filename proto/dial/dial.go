@@ -39,6 +39,10 @@ func (o *Options) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.Cert, "tls-cert", o.Cert, "PEM `file` of this side's certificate, for mutual TLS")
 	fs.StringVar(&o.Key, "tls-key", o.Key, "PEM `file` of this side's private key, for mutual TLS")
 	fs.StringVar(&o.ServerName, "tls-server-name", o.ServerName, "`name` in the collector's certificate, if it is not the address's host")
+}
+
+// TokenFlag adds the option for those that prove by a token who they are.
+func (o *Options) TokenFlag(fs *pflag.FlagSet) {
 	fs.StringVar(&o.TokenFile, "token-file", o.TokenFile, "`file` with the token that proves to the collector who this is, such as a projected ServiceAccount token; read for each call")
 }
 

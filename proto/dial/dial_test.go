@@ -36,6 +36,7 @@ func TestFlags(t *testing.T) {
 		var o Options
 		fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
 		o.Flags(fs)
+		o.TokenFlag(fs)
 		if err := fs.Parse(test.args); err != nil {
 			t.Fatal(err)
 		}

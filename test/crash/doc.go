@@ -1,2 +1,2 @@
-// Package crash proves with real processes that nothing is lost after it was acknowledged, and nothing stored twice.
+// Package crash tests that flows count once, whoever is killed on their way into ClickHouse.
 package crash

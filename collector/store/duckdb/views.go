@@ -20,7 +20,8 @@ const (
 	d.workload AS destination_workload, d.node AS destination_node,
 	k.service_ip, k.service_port, k.service_namespace, k.service, k.policy_names AS policies, k.policies AS policy_refs, f.connections,
 	CASE f.counted WHEN 1 THEN f.packets_sent END AS packets_sent, CASE f.counted WHEN 1 THEN f.bytes_sent END AS bytes_sent,
-	CASE f.counted WHEN 1 THEN f.packets_received END AS packets_received, CASE f.counted WHEN 1 THEN f.bytes_received END AS bytes_received, f.tcp_flags
+	CASE f.counted WHEN 1 THEN f.packets_received END AS packets_received, CASE f.counted WHEN 1 THEN f.bytes_received END AS bytes_received, f.tcp_flags,
+	%[11]s AS refused_at
 	FROM %[1]s.flow f JOIN %[1]s.key k ON f.key = k.id JOIN %[1]s.endpoint s ON k.src = s.id JOIN %[1]s.endpoint d ON k.dst = d.id`
 	gapsPart = `SELECT node, source, %[2]s AS kind, start AS start_ms, "end" AS end_ms, make_timestamptz(start * 1000) AS start_time,
 	make_timestamptz("end" * 1000) AS end_time, nullif(lost, 0) AS lost, detail FROM %[1]s.gap`
@@ -85,14 +86,19 @@ func keyNames(alias string) []any {
 	return []any{
 		nameSQL(alias+".direction", upTo(flow.DirectionIngress)...), nameSQL(alias+".verdict", upTo(flow.VerdictUnanswered)...),
 		nameSQL(alias+".expected", upTo(flow.VerdictUnanswered)...), nameSQL(alias+".assessment", upTo(flow.AssessmentUnanswered)...),
-		nameSQL(alias+".caveat", upTo(flow.CaveatNoEndpoint)...),
+		nameSQL(alias+".caveat", upTo(flow.CaveatOtherCause)...),
 	}
 }
 
 func flowsOf(name string) string {
 	names := append([]any{name}, keyNames("k")...)
-	return fmt.Sprintf(flowsPart, append(names, nameSQL("k.reason", upTo(flow.ReasonContradicted)...), protocolSQL("k.protocol"),
-		nameSQL("s.kind", upTo(flow.EndpointAPIServer)...), nameSQL("d.kind", upTo(flow.EndpointAPIServer)...))...)
+	return fmt.Sprintf(flowsPart, append(names, nameSQL("k.reason", upTo(flow.ReasonLabelled)...), protocolSQL("k.protocol"),
+		nameSQL("s.kind", upTo(flow.EndpointAPIServer)...), nameSQL("d.kind", upTo(flow.EndpointAPIServer)...), placeSQL())...)
+}
+
+// placeSQL is where connections were stopped; empty where that is unknown.
+func placeSQL() string {
+	return "CASE (" + dialect().RefusedAt() + ") WHEN 1 THEN 'egress' WHEN 2 THEN 'ingress' WHEN 3 THEN 'between' ELSE '' END"
 }
 
 func edgesPartOf(name string) string {
