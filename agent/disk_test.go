@@ -115,7 +115,7 @@ func TestMemoryIsBoundedByTheDisk(t *testing.T) {
 		k.put(flowBatch(10, flow.VerdictAllowed))
 		k.until("all is on disk", k.safe)
 	}
-	if _, flows, _ := k.waiting(); flows > 100/liveShare+10 {
+	if _, flows, _ := k.waiting(); flows > 100/awayShare+10 {
 		t.Errorf("%d flows are in memory", flows)
 	}
 	if c := k.drain(); len(c.got) != 50 || len(k.lost) > 0 {

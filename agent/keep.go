@@ -83,6 +83,7 @@ func (q *queue) saved(e *entry, err error) {
 	if e.late && !e.sent {
 		q.remove(i)
 	}
+	q.demote()
 }
 
 // forget takes from the disk what is acknowledged.

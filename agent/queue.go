@@ -26,9 +26,11 @@ type queue struct {
 	dropped uint64 // flows that were dropped
 	max     int
 	closed  bool
-	changed chan struct{}  // closed and replaced when something happens
-	saving  *entry         // is being written to disk
-	acked   []spool.Record // on disk, acknowledged, and not forgotten there yet
+	// streaming says that a stream takes batches as they come.
+	streaming bool
+	changed   chan struct{}  // closed and replaced when something happens
+	saving    *entry         // is being written to disk
+	acked     []spool.Record // on disk, acknowledged, and not forgotten there yet
 
 	lost  atomic.Uint64 // flows that the disk has dropped, or that were damaged there
 	bytes atomic.Int64  // on disk
@@ -64,8 +66,10 @@ const (
 	// maxLiveAge is how long a batch that is on disk waits in memory while no
 	// stream takes it: what is older comes with the backlog.
 	maxLiveAge = 15 * time.Second
-	// liveShare of the flows in memory may be on disk too.
+	// liveShare of the flows in memory may be on disk too while a stream takes
+	// them, awayShare while none does.
 	liveShare = 2
+	awayShare = 16
 )
 
 func newQueue(cluster, instance string, epoch uint64, maxFlows int) *queue {
@@ -95,9 +99,13 @@ func (q *queue) put(b *flow.Batch) {
 
 // demote leaves to the disk what has waited for too long, or is too much.
 func (q *queue) demote() {
+	share := awayShare
+	if q.streaming {
+		share = liveShare
+	}
 	for i := 0; i < len(q.entries)-1; i++ {
 		e := q.entries[i]
-		if e.spooled && !e.sent && (q.flows > q.max/liveShare || time.Since(e.added) > maxLiveAge) {
+		if e.spooled && !e.sent && (q.flows > q.max/share || time.Since(e.added) > maxLiveAge) {
 			q.remove(i)
 			i--
 		}
@@ -206,11 +214,19 @@ func (q *queue) live() (n int, closed bool) {
 	return n, q.closed
 }
 
+// open says that the live stream is.
+func (q *queue) open() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.streaming = true
+}
+
 // broken leaves to the backlog what was sent and not acknowledged: the live
 // stream has ended.
 func (q *queue) broken() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.streaming = false
 	for i := 0; i < len(q.entries); i++ {
 		e := q.entries[i]
 		if e.late || !e.sent {

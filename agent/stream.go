@@ -94,6 +94,7 @@ func (s *stream) session(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open stream: %w", err)
 	}
+	s.queue.open()
 	s.connected.Store(true)
 	defer s.connected.Store(false)
 	group.Go(func() error { return s.send(ctx, report) })
