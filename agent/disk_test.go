@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/flowaudit/flowaudit/agent/spool"
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -193,4 +195,31 @@ func TestRefusedFlowsAreKeptApart(t *testing.T) {
 	if parts = split(*batchOf(3, 0), true); len(parts) != 1 {
 		t.Errorf("%d parts of a batch without refused flows", len(parts))
 	}
+}
+
+// FuzzSpooledBatch: whatever a record of the spool holds, reading it is bounded
+// and does not panic.
+func FuzzSpooledBatch(f *testing.F) {
+	d, err := openDisk(spool.Options{Dir: f.TempDir(), MaxBytes: spool.MinBytes, MaxAge: time.Hour, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, b := range []*flow.Batch{{}, flowBatch(1, flow.VerdictDenied), flowBatch(300, flow.VerdictAllowed)} {
+		b.Key = flow.BatchKey{Instance: "n1", Epoch: 7, Sequence: 1}
+		e := &entry{batch: b}
+		if err := d.save(e); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(slices.Clone(d.packed))
+	}
+	f.Add([]byte(nil))
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		b, err := d.load(&spool.Record{Payload: payload})
+		if err != nil {
+			return
+		}
+		if size := proto.Size(b); size > maxMessage {
+			t.Errorf("%d bytes unfold to %d", len(payload), size)
+		}
+	})
 }
