@@ -147,7 +147,9 @@ func TestADiskThatTakesNothing(t *testing.T) {
 	if k.disk.failing.Load() {
 		t.Error("the disk is said to fail still")
 	}
-	if c := k.drain(); !slices.Equal(c.got, []uint64{1, 2}) {
+	c := k.drain()
+	slices.Sort(c.got) // one may have gone with the backlog
+	if !slices.Equal(c.got, []uint64{1, 2}) {
 		t.Errorf("the collector got %v", c.got)
 	}
 }
