@@ -2,6 +2,7 @@ package agent
 
 import (
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,13 +17,14 @@ func TestTheClockIsSet(t *testing.T) {
 		t.Run(step.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
-				var set time.Duration
+				var set atomic.Int64 // how far the clock is ahead
+				wall := func() time.Time { return time.Now().Add(time.Duration(set.Load())) }
 				tab := newTable(tableOptions{Names: names(), LocalNode: "n1", Unanswered: 10 * time.Second, MaxConns: 1000, MaxFlows: 1000, Conntrack: true})
 				in := newInbox()
 				var covered time.Duration
 				verdicts := make(map[flow.Verdict]uint64)
 				l := newLoop(loopOptions{
-					Node: "n1", Window: 10 * time.Second, Log: slog.New(slog.DiscardHandler), Wall: func() time.Time { return time.Now().Add(set) },
+					Node: "n1", Window: 10 * time.Second, Log: slog.New(slog.DiscardHandler), Wall: wall,
 					Status: func() flow.AgentStatus { return flow.AgentStatus{} }, Malformed: func() map[string]uint64 { return nil }, Full: func() int { return 0 },
 				}, tab, in, func(b *flow.Batch) {
 					if b.End.Before(b.Start) {
@@ -37,14 +39,14 @@ func TestTheClockIsSet(t *testing.T) {
 				go func() { l.run(); close(done) }()
 				begin := func(port uint16) *flow.Observation {
 					return &flow.Observation{
-						Time: time.Now().Add(set).UnixNano(), Source: flow.SourceConntrack, Event: flow.EventNew, Protocol: flow.TCP, ID: uint32(port), Status: flow.StatusConfirmed,
+						Time: wall().UnixNano(), Source: flow.SourceConntrack, Event: flow.EventNew, Protocol: flow.TCP, ID: uint32(port), Status: flow.StatusConfirmed,
 						Original: flow.Tuple{Src: web, Dst: far, SrcPort: port, DstPort: 80}, Reply: flow.Tuple{Src: far, Dst: web, SrcPort: 80, DstPort: port},
 					}
 				}
 				time.Sleep(8 * time.Second)
 				in.deliver([]flow.Observation{*begin(1)})
 				time.Sleep(4 * time.Second)
-				set = step
+				set.Store(int64(step))
 				time.Sleep(4 * time.Second) // 8 s after it began, whatever the clock says
 				answer := begin(1)
 				answer.Event, answer.Status = flow.EventUpdate, flow.StatusConfirmed|flow.StatusSeenReply
