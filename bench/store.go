@@ -36,11 +36,15 @@ const (
 
 // benchStore sends flows to a collector, and asks the store that it made.
 func benchStore(ctx context.Context, o options) (all []result, err error) {
-	dir, err := os.MkdirTemp(o.dir, "flowaudit-bench-")
-	if err != nil {
+	dir := o.store
+	if dir == "" {
+		if dir, err = os.MkdirTemp(o.dir, "flowaudit-bench-"); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	} else if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	ingest, err := benchIngest(ctx, dir, o.flows)
 	if err != nil {
 		return nil, err

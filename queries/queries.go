@@ -54,6 +54,19 @@ type Question struct {
 // lists their columns.
 var views = []string{"flows", "edges", "gaps", "coverage", "changes", "identities", "rules"}
 
+// Totals is what questions about all flows read instead of flows: rows have the
+// columns of the view but those of a single flow, and each is the sum of flows
+// that a node reported of one kind, from start_ms, the first one's, to end_ms, the
+// last end; flows says how many. A store may sum up as much as it likes, if all
+// of it starts at the argument since or later, and if flows with and without
+// connections stay apart.
+const Totals = "totals"
+
+// With is the question's SQL with a store's own SQL in the place of Totals.
+func (q *Question) With(totals string) string {
+	return strings.ReplaceAll(q.SQL, "FROM "+Totals, "FROM "+totals)
+}
+
 // Views lists the views that every store provides.
 func Views() []string { return slices.Clone(views) }
 

@@ -41,22 +41,12 @@ func (s *Store) Append(ctx context.Context, batches []flow.Batch) (duplicate []b
 	for _, b := range fresh {
 		s.keys.add(b.Key)
 	}
-	s.read.Lock()
-	defer s.read.Unlock()
-	sl.flows += added.flows
-	if added.bounds.start != 0 {
-		sl.bounds.include(added.bounds.start, added.bounds.end)
-	}
+	sl.grow(added)
+	s.sumUp(ctx, sl)
 	return duplicate, nil
 }
 
-// addition is what a transaction adds to a slice.
-type addition struct {
-	flows  uint64
-	bounds bounds
-}
-
-func (s *Store) commit(ctx context.Context, sl *slice, batches []*flow.Batch) (added addition, err error) {
+func (s *Store) commit(ctx context.Context, sl *slice, batches []*flow.Batch) (added content, err error) {
 	err = s.writer.transaction(ctx, func() error {
 		if added, err = s.appendFlows(sl, batches); err != nil {
 			return err
@@ -69,23 +59,33 @@ func (s *Store) commit(ctx context.Context, sl *slice, batches []*flow.Batch) (a
 	return added, nil
 }
 
-func (s *Store) appendFlows(sl *slice, batches []*flow.Batch) (added addition, err error) {
-	a, err := s.writer.appender(sl.name)
+// appendFlows writes refused flows into a table of their own: questions about
+// them must not read all the others.
+func (s *Store) appendFlows(sl *slice, batches []*flow.Batch) (added content, err error) {
+	others, err := s.writer.appender(sl.name, "flow", &s.writer.allowed)
 	if err != nil {
 		return added, err
+	}
+	denied, err := s.writer.appender(sl.name, "denied", &s.writer.denied)
+	if err != nil {
+		return added, errors.Join(err, others.close())
 	}
 	for _, b := range batches {
 		ids := newBatchIDs(sl.dict)
 		for i := range b.Flows {
 			f := &b.Flows[i]
-			if err := a.add(ids.key(f), f); err != nil {
-				return added, errors.Join(err, a.close())
+			to := others
+			if f.Verdict == flow.VerdictDenied {
+				to = denied
 			}
-			added.bounds.include(f.Start.UnixMilli(), f.End.UnixMilli())
+			if err := to.add(ids.key(f), f); err != nil {
+				return added, errors.Join(err, others.close(), denied.close())
+			}
+			added.include(f.Start.UnixMilli(), f.End.UnixMilli())
 		}
 		added.flows += uint64(len(b.Flows))
 	}
-	return added, a.close()
+	return added, errors.Join(others.close(), denied.close())
 }
 
 // batchIDs numbers the ends and origins of a batch's flows. Flows of a batch

@@ -108,15 +108,19 @@ func (s *Store) scanRows(ctx context.Context, f *flow.Filter, order string, limi
 func (s *Store) rowsQuery(f *flow.Filter, order string, limit int) (query string, args []any, used []*slice) {
 	var parts []string
 	for _, sl := range s.holding() {
-		if sl.flows == 0 || !f.Since.IsZero() && sl.bounds.end < f.Since.Add(-mergeSlack).UnixMilli() ||
-			!f.Until.IsZero() && sl.bounds.start > f.Until.Add(mergeSlack).UnixMilli() {
+		held := sl.held.Load()
+		if held.flows == 0 || !f.Since.IsZero() && held.end < f.Since.Add(-mergeSlack).UnixMilli() ||
+			!f.Until.IsZero() && held.start > f.Until.Add(mergeSlack).UnixMilli() {
 			continue
 		}
-		part, partArgs := sl.rowsQuery(f, len(used))
-		if limit > 0 {
-			part = fmt.Sprintf("(%s ORDER BY %s LIMIT %d)", part, order, limit)
+		for _, table := range []string{"flow", "denied"} {
+			part, partArgs := sl.rowsQuery(f, table, len(used))
+			if limit > 0 {
+				part = fmt.Sprintf("(%s ORDER BY %s LIMIT %d)", part, order, limit)
+			}
+			parts, args = append(parts, part), append(args, partArgs...)
 		}
-		parts, args, used = append(parts, part), append(args, partArgs...), append(used, sl)
+		used = append(used, sl)
 	}
 	if len(parts) == 0 {
 		return "", nil, nil
@@ -136,12 +140,16 @@ func dialect() *columns.Dialect {
 	}
 }
 
-// rowsQuery selects a slice's rows whose key, or whose key's partner on
-// another node, passes the filter.
-func (sl *slice) rowsQuery(f *flow.Filter, number int) (query string, args []any) {
-	query = fmt.Sprintf("SELECT %d AS slice, %s FROM %s.flow WHERE true", number, rowColumns, sl.name)
+// rowsQuery selects rows of a slice's table whose key, or whose key's partner
+// on another node, passes the filter.
+func (sl *slice) rowsQuery(f *flow.Filter, table string, number int) (query string, args []any) {
+	query = fmt.Sprintf("SELECT %d AS slice, %s FROM %s.%s WHERE true", number, rowColumns, sl.name, table)
 	if condition, bound := dialect().Condition(f); condition != "" {
-		query += " AND key IN (" + sl.matchedKeys(condition) + ")"
+		own := "<>"
+		if table == "denied" {
+			own = "="
+		}
+		query += fmt.Sprintf(" AND key IN (SELECT id FROM %s.key WHERE verdict %s %d AND id IN (%s))", sl.name, own, flow.VerdictDenied, sl.matchedKeys(condition))
 		args = append(args, bound...)
 	}
 	if !f.Since.IsZero() {

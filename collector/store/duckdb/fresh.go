@@ -60,7 +60,7 @@ func (s *Store) refreshEdges(ctx context.Context) error {
 	var names string
 	for _, sl := range s.slices {
 		if own := s.months[monthOf(sl.begin)]; own == nil || !own.done[sl.name] {
-			open, flows, names = append(open, sl), flows+sl.flows, names+" "+sl.name
+			open, flows, names = append(open, sl), flows+sl.held.Load().flows, names+" "+sl.name
 		}
 	}
 	f := &s.fresh

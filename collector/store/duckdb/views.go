@@ -12,16 +12,19 @@ import (
 // stand for codes.
 const (
 	flowsPart = `SELECT f.start AS start_ms, f.start + f.duration AS end_ms, make_timestamptz(f.start * 1000) AS start_time, make_timestamptz((f.start + f.duration) * 1000) AS end_time,
-	k.cluster, k.node, k.pair_id AS pair,
-	%[2]s AS direction, %[3]s AS verdict, %[4]s AS expected, %[5]s AS assessment, %[6]s AS caveat, %[7]s AS reason, %[8]s AS protocol, k.port, f.source_port,
-	%[9]s AS source_kind, s.ip AS source_ip, s.namespace AS source_namespace, s.pod AS source_pod, s.workload_kind AS source_workload_kind,
-	s.workload AS source_workload, s.node AS source_node,
-	%[10]s AS destination_kind, d.ip AS destination_ip, d.namespace AS destination_namespace, d.pod AS destination_pod, d.workload_kind AS destination_workload_kind,
-	d.workload AS destination_workload, d.node AS destination_node,
-	k.service_ip, k.service_port, k.service_namespace, k.service, k.policy_names AS policies, k.policies AS policy_refs, f.connections,
+	%[1]s, f.source_port, f.connections,
 	CASE f.counted WHEN 1 THEN f.packets_sent END AS packets_sent, CASE f.counted WHEN 1 THEN f.bytes_sent END AS bytes_sent,
 	CASE f.counted WHEN 1 THEN f.packets_received END AS packets_received, CASE f.counted WHEN 1 THEN f.bytes_received END AS bytes_received, f.tcp_flags
-	FROM %[1]s.flow f JOIN %[1]s.key k ON f.key = k.id JOIN %[1]s.endpoint s ON k.src = s.id JOIN %[1]s.endpoint d ON k.dst = d.id`
+	FROM %[2]s.%[3]s f JOIN %[2]s.key k ON f.key = k.id JOIN %[2]s.endpoint s ON k.src = s.id JOIN %[2]s.endpoint d ON k.dst = d.id WHERE k.verdict %[4]s %[5]d`
+	totalsPart = `SELECT f.first AS start_ms, f.last AS end_ms, %[1]s, f.flows, f.connections
+	FROM (%[3]s) f JOIN %[2]s.key k ON f.key = k.id JOIN %[2]s.endpoint s ON k.src = s.id JOIN %[2]s.endpoint d ON k.dst = d.id WHERE %[4]s`
+	keyColumns = `k.cluster, k.node, k.pair_id AS pair,
+	%[1]s AS direction, %[2]s AS verdict, %[3]s AS expected, %[4]s AS assessment, %[5]s AS caveat, %[6]s AS reason, %[7]s AS protocol, k.port,
+	%[8]s AS source_kind, s.ip AS source_ip, s.namespace AS source_namespace, s.pod AS source_pod, s.workload_kind AS source_workload_kind,
+	s.workload AS source_workload, s.node AS source_node,
+	%[9]s AS destination_kind, d.ip AS destination_ip, d.namespace AS destination_namespace, d.pod AS destination_pod, d.workload_kind AS destination_workload_kind,
+	d.workload AS destination_workload, d.node AS destination_node,
+	k.service_ip, k.service_port, k.service_namespace, k.service, k.policy_names AS policies, k.policies AS policy_refs`
 	gapsPart = `SELECT node, source, %[2]s AS kind, start AS start_ms, "end" AS end_ms, make_timestamptz(start * 1000) AS start_time,
 	make_timestamptz("end" * 1000) AS end_time, nullif(lost, 0) AS lost, detail FROM %[1]s.gap`
 	coveragePart = `SELECT node, instance, start AS start_ms, "end" AS end_ms, make_timestamptz(start * 1000) AS start_time, make_timestamptz("end" * 1000) AS end_time FROM %[1]s.coverage`
@@ -89,10 +92,22 @@ func keyNames(alias string) []any {
 	}
 }
 
-func flowsOf(name string) string {
-	names := append([]any{name}, keyNames("k")...)
-	return fmt.Sprintf(flowsPart, append(names, nameSQL("k.reason", upTo(flow.ReasonContradicted)...), protocolSQL("k.protocol"),
+// keySQL are the columns that a flow has of its key and its ends.
+func keySQL() string {
+	return fmt.Sprintf(keyColumns, append(keyNames("k"), nameSQL("k.reason", upTo(flow.ReasonContradicted)...), protocolSQL("k.protocol"),
 		nameSQL("s.kind", upTo(flow.EndpointAPIServer)...), nameSQL("d.kind", upTo(flow.EndpointAPIServer)...))...)
+}
+
+// flowsOf selects a slice's flows. That the keys of a table are asked for their
+// verdict tells DuckDB not to read flows for a question about the others.
+func flowsOf(name string) string {
+	return fmt.Sprintf(flowsPart, keySQL(), name, "flow", "<>", flow.VerdictDenied) + " UNION ALL " +
+		fmt.Sprintf(flowsPart, keySQL(), name, "denied", "=", flow.VerdictDenied)
+}
+
+// totalsOf selects sums of a slice's keys that meet a condition.
+func totalsOf(name, sums, condition string) string {
+	return fmt.Sprintf(totalsPart, keySQL(), name, sums, condition)
 }
 
 func edgesPartOf(name string) string {
@@ -139,7 +154,7 @@ func (s *Store) defineMacros(ctx context.Context) error {
 			return fmt.Errorf("define macro %s: %w", m, err)
 		}
 	}
-	if _, err := s.db.ExecContext(ctx, memorySchema+fmt.Sprintf(edgeSchema, openEdges)); err != nil {
+	if _, err := s.db.ExecContext(ctx, memorySchema+fmt.Sprintf(firstMonth, openEdges)); err != nil {
 		return fmt.Errorf("prepare views: %w", err)
 	}
 	return nil
