@@ -179,19 +179,7 @@ func (c *collector) prepare(n int) (out []*grpc.PreparedMsg, flows int, err erro
 // push sends batches and waits until all are acknowledged.
 func push(stream flowauditv1.Ingest_ReportClient, batches []*grpc.PreparedMsg) error {
 	acks := make(chan error, 1)
-	go func() {
-		for range batches {
-			ack, err := stream.Recv()
-			if err == nil && (ack.GetRefused() || ack.GetRejected() > 0) {
-				err = errors.New(ack.GetError())
-			}
-			if err != nil {
-				acks <- err
-				return
-			}
-		}
-		acks <- nil
-	}()
+	go func() { acks <- acknowledged(stream, len(batches)) }()
 	for _, m := range batches {
 		if err := stream.SendMsg(m); err != nil {
 			if errors.Is(err, io.EOF) {
@@ -201,4 +189,18 @@ func push(stream flowauditv1.Ingest_ReportClient, batches []*grpc.PreparedMsg) e
 		}
 	}
 	return <-acks
+}
+
+// acknowledged waits for so many acknowledgements.
+func acknowledged(stream flowauditv1.Ingest_ReportClient, batches int) error {
+	for range batches {
+		ack, err := stream.Recv()
+		if err == nil && (ack.GetRefused() || ack.GetRejected() > 0) {
+			err = errors.New(ack.GetError())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

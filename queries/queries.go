@@ -6,6 +6,7 @@ import (
 	"embed"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -62,9 +63,17 @@ var views = []string{"flows", "edges", "gaps", "coverage", "changes", "identitie
 // connections stay apart.
 const Totals = "totals"
 
-// With is the question's SQL with a store's own SQL in the place of Totals.
-func (q *Question) With(totals string) string {
-	return strings.ReplaceAll(q.SQL, "FROM "+Totals, "FROM "+totals)
+var tables = regexp.MustCompile(`FROM ([a-z]+)\b`)
+
+// With is the question's SQL with a store's own SQL in the place of what it
+// reads: sub says what for Totals or a view, and empty to leave it.
+func (q *Question) With(sub func(table string) string) string {
+	return tables.ReplaceAllStringFunc(q.SQL, func(text string) string {
+		if own := sub(strings.TrimPrefix(text, "FROM ")); own != "" {
+			return "FROM " + own
+		}
+		return text
+	})
 }
 
 // Views lists the views that every store provides.

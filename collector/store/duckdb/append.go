@@ -42,6 +42,7 @@ func (s *Store) Append(ctx context.Context, batches []flow.Batch) (duplicate []b
 		s.keys.add(b.Key)
 	}
 	sl.grow(added)
+	s.reported.add(fresh, sl)
 	s.sumUp(ctx, sl)
 	return duplicate, nil
 }

@@ -52,6 +52,8 @@ type Store struct {
 	archives []*slice
 
 	fresh    freshness
+	defined  defined
+	reported reported
 	unsummed uint64 // how many flows wait to be summed up
 }
 
@@ -84,7 +86,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start DuckDB: %w", err)
 	}
-	s := &Store{o: o, db: sql.OpenDB(connector), keys: make(batchKeys), unsummed: maxUnsummed}
+	s := &Store{o: o, db: sql.OpenDB(connector), keys: make(batchKeys), unsummed: maxUnsummed, defined: defined{views: make(map[string]string)}}
 	if err := s.start(ctx); err != nil {
 		return nil, errors.Join(err, s.db.Close())
 	}
@@ -102,6 +104,9 @@ func (s *Store) start(ctx context.Context) error {
 		return err
 	}
 	if err := s.keys.load(ctx, s.db, s.slices); err != nil {
+		return err
+	}
+	if err := s.reported.load(ctx, s.db, s.slices); err != nil {
 		return err
 	}
 	if err := s.openTimeline(ctx); err != nil {
@@ -125,10 +130,7 @@ func (s *Store) start(ctx context.Context) error {
 	if err := s.defineMacros(ctx); err != nil {
 		return err
 	}
-	if err := s.openMonths(ctx); err != nil {
-		return err
-	}
-	return s.defineViews(ctx)
+	return s.openMonths(ctx)
 }
 
 // configure locks DuckDB into the store's directory: no query, and no file
@@ -244,7 +246,7 @@ func (s *Store) roll(ctx context.Context) error {
 	}
 	last.dict = nil
 	s.openSums(ctx, s.last())
-	return s.defineViews(ctx)
+	return nil
 }
 
 // closeSlice makes of a slice that takes no more flows what questions read

@@ -42,7 +42,7 @@ func (s *Store) openEdges(ctx context.Context, req store.EdgesRequest, sum *edge
 		if own := s.months[monthOf(sl.begin)]; own != nil && own.done[sl.name] {
 			continue
 		}
-		byHour, err := s.edgesOf(ctx, sl)
+		byHour, err := s.edgesOf(ctx, sl, newNames(s.db, []*slice{sl}))
 		if err != nil {
 			return err
 		}

@@ -82,7 +82,7 @@ func (s *Store) openMonth(ctx context.Context, begin time.Time) (*month, error) 
 	s.read.Lock()
 	defer s.read.Unlock()
 	s.months[begin] = m
-	return m, s.defineViewsLocked(ctx)
+	return m, nil
 }
 
 func (m *month) load(ctx context.Context, db *sql.DB) error {
@@ -161,8 +161,13 @@ func scanEdges(ctx context.Context, db *sql.DB, query string, args []any, each f
 	return rows.Err()
 }
 
-// edgesOf makes the edges of a slice, by hour.
-func (s *Store) edgesOf(ctx context.Context, sl *slice) (map[time.Time][]*flow.Edge, error) {
+// edgesOf makes the edges of a slice, by hour; n are the slice's names.
+func (s *Store) edgesOf(ctx context.Context, sl *slice, n *names) (map[time.Time][]*flow.Edge, error) {
+	if len(n.keys[0]) == 0 { // nearly all are needed, and by one query they come sooner
+		if err := n.read(ctx, 0, "true"); err != nil {
+			return nil, fmt.Errorf("read keys of %s: %w", sl.path, err)
+		}
+	}
 	conn, end, err := s.reading(ctx)
 	if err != nil {
 		return nil, err
@@ -181,7 +186,7 @@ func (s *Store) edgesOf(ctx context.Context, sl *slice) (map[time.Time][]*flow.E
 		return nil, fmt.Errorf("read flows of %s: %w", sl.path, err)
 	}
 	defer rows.Close()
-	sums := hourSums{names: newNames(s.db, []*slice{sl}), edges: make(map[time.Time][]*flow.Edge), builder: flow.NewEdgeBuilder()}
+	sums := hourSums{names: n, edges: make(map[time.Time][]*flow.Edge), builder: flow.NewEdgeBuilder()}
 	block := make([]hourSum, 0, rowBlock)
 	for more := true; more; {
 		block = block[:0]
@@ -271,7 +276,7 @@ func (s *Store) closeEdges(ctx context.Context, sl *slice) error {
 	if own.done[sl.name] {
 		return nil
 	}
-	edges, err := s.edgesOf(ctx, sl)
+	edges, err := s.edgesOf(ctx, sl, newNames(s.db, []*slice{sl}))
 	if err != nil {
 		return err
 	}
@@ -369,9 +374,6 @@ func (s *Store) RetainEdges(ctx context.Context, before time.Time) (freed int64,
 			continue
 		}
 		delete(s.months, begin)
-		if err := s.defineViewsLocked(ctx); err != nil {
-			return freed, err
-		}
 		if _, err := s.db.ExecContext(ctx, "DETACH "+m.name); err != nil {
 			return freed, fmt.Errorf("close %s: %w", m.path, err)
 		}

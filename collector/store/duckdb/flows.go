@@ -233,21 +233,21 @@ func (n *names) learn(ctx context.Context, block []row) error {
 		if len(ids) == 0 {
 			continue
 		}
-		if err := n.read(ctx, i, strings.Join(ids, ",")); err != nil {
+		if err := n.read(ctx, i, "k.id IN ("+strings.Join(ids, ",")+")"); err != nil {
 			return fmt.Errorf("read keys of %s: %w", n.slices[i].path, err)
 		}
 	}
 	return nil
 }
 
-func (n *names) read(ctx context.Context, i int, ids string) error {
+func (n *names) read(ctx context.Context, i int, condition string) error {
 	end := func(a string) string {
 		return strings.ReplaceAll("?.addr, ?.kind, ?.namespace, ?.pod, ?.workload_kind, ?.workload, ?.node, ?.identity, ?.labels, ?.candidates", "?", a)
 	}
 	rows, err := n.db.QueryContext(ctx, fmt.Sprintf(`SELECT k.id, k.cluster, k.node, k.protocol, k.port, k.verdict, k.direction, k.reason, k.expected,
 		k.assessment, k.caveat, k.sources, k.translated, k.service_addr, k.service_port, k.service_namespace, k.service, k.policies, %[2]s, %[3]s
-		FROM %[1]s.key k JOIN %[1]s.endpoint s ON k.src = s.id JOIN %[1]s.endpoint d ON k.dst = d.id WHERE k.id IN (%[4]s)`,
-		n.slices[i].name, end("s"), end("d"), ids))
+		FROM %[1]s.key k JOIN %[1]s.endpoint s ON k.src = s.id JOIN %[1]s.endpoint d ON k.dst = d.id WHERE %[4]s`,
+		n.slices[i].name, end("s"), end("d"), condition))
 	if err != nil {
 		return err
 	}

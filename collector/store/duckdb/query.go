@@ -44,19 +44,22 @@ func (s *Store) Query(ctx context.Context, name string, given map[string]string)
 		return store.Rows{}, fmt.Errorf("answer %s: %w", name, err)
 	}
 	defer end()
-	text := q.SQL
-	if queries.Reads(text, queries.Totals) {
-		since := int64(0)
-		if t, given := values["since"].(time.Time); given {
-			since = max(0, t.UnixMilli())
-		}
-		totals, err := s.totals(ctx, conn, since)
-		if err != nil {
+	since := int64(0)
+	if t, given := values["since"].(time.Time); given {
+		since = max(0, t.UnixMilli())
+	}
+	var totals string
+	if queries.Reads(q.SQL, queries.Totals) {
+		if totals, err = s.totals(ctx, conn, since); err != nil {
 			return store.Rows{}, fmt.Errorf("answer %s: %w", name, err)
 		}
-		text = q.With(totals)
 	}
-	rows, err := conn.QueryContext(ctx, text, args...)
+	rows, err := conn.QueryContext(ctx, q.With(func(table string) string {
+		if table == queries.Totals {
+			return totals
+		}
+		return "(" + s.view(table, since) + ")"
+	}), args...)
 	if err != nil {
 		return store.Rows{}, fmt.Errorf("answer %s: %w", name, err)
 	}

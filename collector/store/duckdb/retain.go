@@ -138,9 +138,7 @@ func (s *Store) dropArchive(ctx context.Context) (freed int64, err error) {
 
 // drop deletes a file that is in no list any more.
 func (s *Store) drop(ctx context.Context, sl *slice) (freed int64, err error) {
-	if err := s.defineViewsLocked(ctx); err != nil {
-		return 0, err
-	}
+	s.reported.forget(sl)
 	if _, err := s.db.ExecContext(ctx, "DETACH "+sl.name); err != nil {
 		return 0, fmt.Errorf("close slice %s: %w", sl.path, err)
 	}

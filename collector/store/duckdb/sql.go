@@ -25,6 +25,9 @@ func (s *Store) SQL(ctx context.Context, text string, maxRows int) (out store.Ro
 	if err := s.refresh(ctx, text); err != nil {
 		return out, err
 	}
+	if err := s.defineViews(ctx, text); err != nil {
+		return out, err
+	}
 	conn, end, err := s.reading(ctx)
 	if err != nil {
 		return out, fmt.Errorf("answer SQL: %w", err)

@@ -4,8 +4,11 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
+	"github.com/flowaudit/flowaudit/queries"
 )
 
 // The views that questions are written against, one part a slice or month. Names
@@ -39,7 +42,7 @@ const (
 	namespace, name, author, deleted, CAST(decode(object) AS VARCHAR) AS object FROM timeline.change`
 	identitiesView = `SELECT name AS identity, cluster, namespace, time_ms, state FROM (SELECT name, cluster, namespace, time AS time_ms, deleted, CAST(decode(object) AS VARCHAR) AS state
 	FROM timeline.change WHERE kind = 3 QUALIFY row_number() OVER (PARTITION BY cluster, namespace, name ORDER BY time DESC, sequence DESC) = 1) WHERE deleted = 0`
-	rulesView = `SELECT * FROM rule`
+	rulesView = `SELECT * FROM memory.main.rule`
 )
 
 // macros are what questions use that ClickHouse has and DuckDB does not.
@@ -116,33 +119,81 @@ func edgesPartOf(name string) string {
 		nameSQL("e.src_kind", upTo(flow.EndpointAPIServer)...), nameSQL("e.dst_kind", upTo(flow.EndpointAPIServer)...))...)
 }
 
-func (s *Store) defineViews(ctx context.Context) error {
-	s.read.RLock()
-	defer s.read.RUnlock()
-	return s.defineViewsLocked(ctx)
+// view is the SQL of a view over what may hold rows from a time on, in Unix
+// milliseconds. The lists of slices and months must not change.
+func (s *Store) view(name string, since int64) string {
+	var parts []string
+	switch name {
+	case "flows":
+		for _, sl := range s.holding() {
+			if sl.held.Load().end >= since {
+				parts = append(parts, flowsOf(sl.name))
+			}
+		}
+		if len(parts) == 0 {
+			parts = append(parts, flowsOf(s.last().name))
+		}
+	case "gaps":
+		for _, sl := range s.arrivedSince(since) {
+			parts = append(parts, fmt.Sprintf(gapsPart, sl.name, nameSQL("kind", upTo(flow.GapNames)...)))
+		}
+	case "coverage":
+		for _, sl := range s.arrivedSince(since) {
+			parts = append(parts, fmt.Sprintf(coveragePart, sl.name))
+		}
+	case "edges":
+		parts = append(parts, edgesPartOf(openEdges))
+		for _, m := range s.months {
+			parts = append(parts, edgesPartOf(m.name))
+		}
+	case "changes":
+		return changesView
+	case "identities":
+		return identitiesView
+	case "rules":
+		return rulesView
+	}
+	return strings.Join(parts, " UNION ALL ")
 }
 
-// defineViewsLocked makes the views anew; the lists of slices and months must
-// not change.
-func (s *Store) defineViewsLocked(ctx context.Context) error {
-	var flows, gaps, coverage []string
-	for _, sl := range s.holding() {
-		flows = append(flows, flowsOf(sl.name))
+// clocksDiffer is how far an agent's clock may be ahead of this one.
+const clocksDiffer = time.Hour
+
+// arrivedSince lists the slices with batches that may tell of a time, in Unix
+// milliseconds, or later ones: what an agent tells of is over when it arrives.
+func (s *Store) arrivedSince(since int64) []*slice {
+	first := 0
+	for first < len(s.slices)-1 && s.slices[first+1].begin.Add(clocksDiffer).UnixMilli() < since {
+		first++
 	}
-	for _, sl := range s.slices {
-		gaps = append(gaps, fmt.Sprintf(gapsPart, sl.name, nameSQL("kind", upTo(flow.GapNames)...)))
-		coverage = append(coverage, fmt.Sprintf(coveragePart, sl.name))
-	}
-	edges := []string{edgesPartOf(openEdges)}
-	for _, m := range s.months {
-		edges = append(edges, edgesPartOf(m.name))
-	}
-	for name, parts := range map[string][]string{
-		"flows": flows, "gaps": gaps, "coverage": coverage, "edges": edges, "changes": {changesView}, "identities": {identitiesView}, "rules": {rulesView},
-	} {
-		if _, err := s.db.ExecContext(ctx, fmt.Sprintf("CREATE OR REPLACE VIEW memory.main.%s AS %s", name, strings.Join(parts, " UNION ALL "))); err != nil {
+	return s.slices[first:]
+}
+
+// defined are the views that DuckDB knows, for those who write SQL themselves.
+// Named questions do without: with many slices DuckDB takes long to plan a
+// view over all of them.
+type defined struct {
+	mu    sync.Mutex
+	views map[string]string
+}
+
+// defineViews makes the views that an SQL text reads anew where that is due.
+// The lists of slices and months must not change.
+func (s *Store) defineViews(ctx context.Context, text string) error {
+	s.defined.mu.Lock()
+	defer s.defined.mu.Unlock()
+	for _, name := range queries.Views() {
+		if !queries.Reads(text, name) {
+			continue
+		}
+		sql := s.view(name, 0)
+		if s.defined.views[name] == sql {
+			continue
+		}
+		if _, err := s.db.ExecContext(ctx, fmt.Sprintf("CREATE OR REPLACE VIEW memory.main.%s AS %s", name, sql)); err != nil {
 			return fmt.Errorf("define view %s: %w", name, err)
 		}
+		s.defined.views[name] = sql
 	}
 	return nil
 }
