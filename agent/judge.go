@@ -136,8 +136,12 @@ func (t *table) refuse(k *connKey, w *attempted, v flow.Verdict, r flow.Reason) 
 		f.Sent.Bytes += max(w.tapped.Bytes, w.logged.Bytes)
 		f.Counted = true
 	}
-	if t.attempts.first(&wk, srcPort, w.first) {
+	if t.attempts.first(&wk, srcPort, w.sequence, w.first) {
 		f.Connections++
+	}
+	if w.again > 0 {
+		f.Connections += uint64(w.again)
+		t.attempts.first(&wk, srcPort, w.latest, w.last) // so that its retries are known
 	}
 	if f.SourcePort == 0 {
 		f.SourcePort = srcPort

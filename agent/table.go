@@ -17,6 +17,9 @@ type table struct {
 	denied   map[windowKey]int64 // denied keys and when they were last seen (Unix nanoseconds)
 	dumping  bool
 	dump     uint32                // number of the running or last dump
+	asked    int64                 // when that began (Unix nanoseconds)
+	complete int64                 // when the last complete dump began: what is new since then is younger; anyTime if nothing is certain
+	whole    bool                  // a dump was complete
 	ended    map[connKey]uint32    // connections that ended while a dump runs, by CTA_ID
 	known    map[connKey]savedConn // counted by an earlier run of the agent; until the first dump ends
 	refused  uint64                // connections that did not fit since the last window
@@ -62,6 +65,7 @@ func newTable(o tableOptions) *table {
 	return &table{
 		tableOptions: o,
 		conns:        newConnTable(o.MaxConns),
+		complete:     anyTime,
 		window:       newWindow(o.LocalNode, o.Names),
 		attempts:     newAttempts(),
 		denied:       make(map[windowKey]int64),
@@ -89,6 +93,7 @@ func (t *table) observe(o *flow.Observation) {
 	case flow.EventDumpBegin:
 		t.dumping = true
 		t.dump++
+		t.asked = o.Time
 	case flow.EventDumpEnd:
 		t.dumpEnd(o.Time)
 	case flow.EventAttempt:
@@ -145,7 +150,7 @@ func (t *table) packet(o *flow.Observation) {
 		return // conntrack counts it
 	}
 	t.countPacket(f, o)
-	if t.attempts.first(&k, o.Original.SrcPort, o.Time) {
+	if t.attempts.first(&k, o.Original.SrcPort, o.Sequence, o.Time) {
 		f.Connections++
 	}
 	if f.SourcePort == 0 {
@@ -195,9 +200,12 @@ func (t *table) connection(o *flow.Observation) {
 	}
 	if o.Event == flow.EventNew && c.found {
 		// It began after this agent did, and the dump was only faster.
-		c.sent, c.received, c.found = flow.Counters{}, flow.Counters{}, false
+		c.sent, c.received, c.found, c.earliest = flow.Counters{}, flow.Counters{}, false, c.start
 	}
-	c.dump = t.dump
+	if c.earliest < c.start && c.lives(o) {
+		c.earliest = c.start
+	}
+	c.dump, c.held = t.dump, false
 	t.confirmed(&k, c, o.Time)
 	t.learn(&k, c, o)
 }
@@ -207,19 +215,42 @@ func (t *table) begin(k *connKey, o *flow.Observation) *conn {
 	c := t.conns.add(k)
 	if c == nil {
 		t.refused++
+		t.complete, t.asked = anyTime, anyTime // what is found later may be it
 		return nil
 	}
-	c.id, c.start = o.ID, o.Time
+	c.id, c.start, c.earliest = o.ID, o.Time, t.earliest(o)
 	c.dst, c.dstPort = o.Reply.Src.As16(), flowPort(o, o.Reply.SrcPort)
 	c.translated = k.src
 	if o.Reply.Dst != o.Original.Src {
 		c.translated = o.Reply.Dst.As16()
 	}
 	if s, ok := t.known[*k]; ok && s.ID == o.ID {
-		c.start, c.state, c.verdict, c.reason = s.Start, s.State, s.Verdict, s.Reason
+		c.start, c.earliest, c.state, c.verdict, c.reason = s.Start, s.Earliest, s.State, s.Verdict, s.Reason
 		c.sent, c.received = s.Sent, s.Received
 	}
 	return c
+}
+
+// anyTime is before whatever may be asked about: the year 2000.
+const anyTime = 946_684_800 * int64(time.Second)
+
+// earliest is when a connection that was not known may have begun. Whoever had
+// an address before may have begun it: his connections stay in the kernel's
+// table for days where nobody closed them.
+func (t *table) earliest(o *flow.Observation) int64 {
+	switch {
+	case o.Event == flow.EventNew:
+		return o.Time
+	case o.Began != 0:
+		return max(anyTime, min(o.Began, o.Time))
+	}
+	return t.complete
+}
+
+// lives reports whether a dump shows that both ends of a TCP connection sent
+// since the one before: those who have the addresses now have had them since.
+func (c *conn) lives(o *flow.Observation) bool {
+	return o.TCPState == flow.TCPStateEstablished && o.Counted && since(o.Sent, c.sent).Packets > 0 && since(o.Received, c.received).Packets > 0
 }
 
 // learn looks for a verdict in what an event says, and takes its counters.
@@ -266,7 +297,7 @@ func (t *table) flowOf(k *connKey, c *conn, v flow.Verdict, at int64) (f *openFl
 	if t.PerConn {
 		wk.srcPort = k.srcPort
 	}
-	f, fresh = t.window.flow(&wk, at, c.began())
+	f, fresh = t.window.flow(&wk, at, c.earliest)
 	f.to = max(f.to, c.start)
 	if fresh {
 		f.Reason = c.reason

@@ -55,9 +55,14 @@ func at(seconds float64) int64 { return int64(1_700_000_000e9) + int64(seconds*1
 func clock(seconds float64) time.Time { return time.Unix(0, at(seconds)) }
 
 func (s *scene) refuse(sec float64, src, dst netip.Addr, srcPort, dstPort uint16) {
+	s.refuseSYN(sec, src, dst, srcPort, dstPort, 0)
+}
+
+// refuseSYN refuses a SYN whose sequence number the record tells.
+func (s *scene) refuseSYN(sec float64, src, dst netip.Addr, srcPort, dstPort uint16, sequence uint32) {
 	s.observe(&flow.Observation{
 		Time: at(sec), Source: flow.SourceNFLOG, Event: flow.EventPacket, Verdict: flow.VerdictDenied, Protocol: flow.TCP,
-		TCPFlags: flow.TCPSyn, Size: 60, Original: flow.Tuple{Src: src, Dst: dst, SrcPort: srcPort, DstPort: dstPort},
+		TCPFlags: flow.TCPSyn, Size: 60, Sequence: sequence, Original: flow.Tuple{Src: src, Dst: dst, SrcPort: srcPort, DstPort: dstPort},
 	})
 }
 
@@ -159,6 +164,25 @@ func TestDenials(t *testing.T) {
 			s.refuse(float64(i), web, db, 4001, 3306)
 		}
 		wantRows(t, s.closeWindow(clock(5)), row{web, db, 3306, flow.VerdictDenied, flow.ReasonLogged, 2, 360})
+	})
+	t.Run("a SYN with another sequence number is another connection from the port", func(t *testing.T) {
+		s := newScene(nil)
+		s.refuseSYN(0, web, db, 4000, 3306, 7)
+		s.refuseSYN(1, web, db, 4000, 3306, 7)
+		s.refuseSYN(2, web, db, 4000, 3306, 9)
+		s.refuseSYN(3, web, db, 4000, 3306, 9)
+		wantRows(t, s.closeWindow(clock(5)), row{web, db, 3306, flow.VerdictDenied, flow.ReasonLogged, 2, 240})
+		s.refuseSYN(36, web, db, 4000, 3306, 9)
+		s.refuseSYN(36, web, db, 4000, 3306, 11)
+		wantRows(t, s.closeWindow(clock(40)), row{web, db, 3306, flow.VerdictDenied, flow.ReasonLogged, 1, 120})
+	})
+	t.Run("a record without a sequence number is of the last attempt from the port", func(t *testing.T) {
+		s := newScene(nil)
+		s.refuse(0, web, db, 4000, 3306)
+		s.refuseSYN(0, web, db, 4000, 3306, 7)
+		s.refuse(1, web, db, 4000, 3306)
+		s.refuseSYN(1, web, db, 4000, 3306, 7)
+		wantRows(t, s.closeWindow(clock(5)), row{web, db, 3306, flow.VerdictDenied, flow.ReasonLogged, 1, 240})
 	})
 	t.Run("a source port used again much later is a new connection", func(t *testing.T) {
 		s := newScene(nil)

@@ -25,7 +25,7 @@ func (t *table) untracked(o *flow.Observation) {
 	}
 	f.Sources |= flow.SourceTap
 	f.TCPFlags |= o.TCPFlags
-	if t.attempts.first(&k, o.Original.SrcPort, o.Time) {
+	if t.attempts.first(&k, o.Original.SrcPort, o.Sequence, o.Time) {
 		f.Connections++
 	}
 	if f.SourcePort == 0 {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -13,9 +15,11 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/flowaudit/flowaudit/collector/advice"
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/kube"
 	"github.com/flowaudit/flowaudit/policy"
+	"github.com/flowaudit/flowaudit/policy/other"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
@@ -25,6 +29,7 @@ type Options struct {
 	Cluster   string      // whose objects these are; flows of another cluster are stored as they come
 	Manifests string      // directory of cluster objects; empty for none
 	Access    kube.Access // to the API server, if one is to be asked
+	Agents    AgentOptions
 	Retain    Retain
 	Version   string
 	Log       *slog.Logger
@@ -44,7 +49,10 @@ func (o *Options) Validate() error {
 	if err := o.Access.Validate(o.Manifests); err != nil {
 		return err
 	}
-	return o.Listen.validate()
+	if err := o.Listen.validate(); err != nil {
+		return err
+	}
+	return o.validateProofs()
 }
 
 const (
@@ -55,7 +63,11 @@ const (
 // Run collects and answers until ctx ends, then finishes what is under way.
 func Run(ctx context.Context, o Options) (err error) {
 	defer func() { err = errors.Join(err, o.Store.Close()) }()
-	certificates, err := o.Listen.tls()
+	admission, err := o.authenticator()
+	if err != nil {
+		return err
+	}
+	certificates, err := openCertificates(&o.Listen, admission.clientAuth(), o.Log)
 	if err != nil {
 		return err
 	}
@@ -63,11 +75,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := newCollector(o)
+	c, err := newCollector(o, admission)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	return c.serve(ctx, listener, certificates)
+	return c.serve(ctx, listener, certificates.tls())
 }
 
 type collector struct {
@@ -79,12 +91,16 @@ type collector struct {
 	committer *committer
 	ingest    *ingest
 	timeline  *timeline
-	ready     chan struct{} // closed when agents' batches can be named
-	started   time.Time
+	advice    *advice.Server
+	admission *authenticator
+	// otherPolicies are those of other kinds than NetworkPolicy.
+	otherPolicies atomic.Pointer[[]kube.OtherPolicy]
+	ready         chan struct{} // closed when agents' batches can be named
+	started       time.Time
 }
 
-func newCollector(o Options) (*collector, error) {
-	c := &collector{Options: o, agents: newAgents(), hub: newHub(), ready: make(chan struct{}), started: time.Now()}
+func newCollector(o Options, admission *authenticator) (*collector, error) {
+	c := &collector{Options: o, admission: admission, agents: newAgents(), hub: newHub(), advice: advice.New(o.Store), ready: make(chan struct{}), started: time.Now()}
 	history, err := newHistory()
 	if err != nil {
 		return nil, err
@@ -93,12 +109,12 @@ func newCollector(o Options) (*collector, error) {
 	c.index = kube.New(kube.Options{Changed: c.timeline.changed, Slack: clockSlack})
 	c.committer = newCommitter(o.Store, c.hub.publish)
 	c.ingest = &ingest{
-		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), skew: c.skew,
-		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index, otherPolicies: c.otherPolicies},
+		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), limits: newLimits(o.Agents.Rate), skew: c.skew,
+		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index},
 	}
 	if o.Access.Wanted() {
 		c.watch, err = kube.OpenWatch(kube.WatchOptions{
-			Access: o.Access, UserAgent: "flowaudit-collector/" + o.Version, Index: c.index, Lost: c.ingest.blind.lost, Log: o.Log,
+			Access: o.Access, UserAgent: "flowaudit-collector/" + o.Version, Index: c.index, Lost: c.ingest.blind.lost, Others: c.setOthers, Log: o.Log,
 		})
 	}
 	return c, err
@@ -154,17 +170,24 @@ func (c *collector) skew() time.Duration {
 	return c.watch.Status().Skew
 }
 
-// otherPolicies reports whether the cluster has kinds of policy that are not judged by.
-func (c *collector) otherPolicies() bool {
-	return c.watch != nil && len(c.watch.OtherPolicies()) > 0
+// setOthers takes in the policies of other kinds, which are not judged by.
+func (c *collector) setOthers(found []kube.OtherPolicy) {
+	policies := make([]*other.Policy, len(found))
+	for i, p := range found {
+		policies[i] = other.Read(p.Group, p.Kind, p.Namespace, p.Name, p.Object)
+	}
+	c.ingest.judge.others.Store(other.NewSet(policies))
+	c.otherPolicies.Store(&found)
 }
 
 // serve takes over the listener.
 func (c *collector) serve(ctx context.Context, listener net.Listener, certificates *tls.Config) error {
 	server := c.server(serverCredentials(certificates))
-	if err := c.timeline.restore(ctx, time.Now()); err != nil {
+	known, err := c.timeline.restore(ctx, time.Now())
+	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
+	c.index.Remember(known)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		c.timeline.run(ctx)
@@ -201,7 +224,7 @@ func (c *collector) serve(ctx context.Context, listener net.Listener, certificat
 	if c.Listening != nil {
 		c.Listening(listener.Addr())
 	}
-	err := group.Wait()
+	err = group.Wait()
 	close(c.committer.waiting) // no handler is left that could submit
 	select {
 	case <-stored:
@@ -219,17 +242,36 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 	server := grpc.NewServer(
 		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.ChainUnaryInterceptor(c.admission.unary),
+		grpc.ChainStreamInterceptor(c.admission.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, MaxConnectionAge: c.admission.age(), MaxConnectionAgeGrace: shutdownDeadline}),
 		// A batch is decoded into columns of its own: the transport's buffers can be reused.
 		grpc.InitialWindowSize(4<<20), grpc.InitialConnWindowSize(8<<20),
 	)
 	flowauditv1.RegisterIngestServer(server, c.ingest)
 	flowauditv1.RegisterQueryServer(server, c.query())
+	flowauditv1.RegisterAdviceServer(server, c.advice)
 	return server
 }
 
-func (c *collector) query() *query { return &query{store: c.Store, hub: c.hub, status: c.status} }
+func (c *collector) query() *query {
+	return &query{store: c.Store, hub: c.hub, status: c.status, objects: objects{
+		index: c.index, cluster: c.Cluster, known: c.watch != nil || c.Manifests != "", ready: c.ready, problems: c.problems, others: &c.otherPolicies,
+	}}
+}
+
+// problems are what keeps the cluster's objects from being known.
+func (c *collector) problems() (out []string) {
+	if c.watch == nil {
+		return nil
+	}
+	w := c.watch.Status()
+	if w.Away {
+		out = append(out, "the API server is away: objects are as they were "+w.Heard.UTC().Format(time.RFC3339))
+	}
+	return append(out, w.Problems...)
+}
 
 // stop lets calls finish that can; followers and agents never end by themselves.
 func stop(server *grpc.Server) {
@@ -272,7 +314,11 @@ func (c *collector) clusterState(known kube.Stats) *flowauditv1.ClusterState {
 		return s
 	}
 	w := c.watch.Status()
-	s.Source, s.Away, s.Skew, s.PolicyKinds = w.Server, w.Away, w.Skew.Milliseconds(), c.watch.OtherPolicies()
+	s.Source, s.Away, s.Skew, s.PolicyKinds = w.Server, w.Away, w.Skew.Milliseconds(), c.watch.OtherKinds()
+	for _, p := range c.ingest.judge.others.Load().Doubtful() {
+		s.PolicyDoubts = append(s.PolicyDoubts, p.String()+": "+p.Doubt)
+	}
+	slices.Sort(s.PolicyDoubts)
 	if !w.Heard.IsZero() {
 		s.Heard = w.Heard.UnixMilli()
 	}

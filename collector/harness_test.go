@@ -184,8 +184,20 @@ type running struct {
 // synctest bubble the test must call close.
 func serve(t *testing.T, s store.Store) *running {
 	t.Helper()
+	return serveWith(t, s, Options{})
+}
+
+func serveWith(t *testing.T, s store.Store, o Options) *running {
+	t.Helper()
+	return serveAdmitting(t, s, o, &authenticator{proofs: []Proof{ProofNone}})
+}
+
+// serveAdmitting is serveWith with a say in who may call.
+func serveAdmitting(t *testing.T, s store.Store, o Options, admission *authenticator) *running {
+	t.Helper()
 	listener := bufconn.Listen(1 << 20)
-	c, err := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Version: "1.2.3", Cluster: "c"})
+	o.Log, o.Store, o.Version, o.Cluster = slog.New(slog.DiscardHandler), s, "1.2.3", "c"
+	c, err := newCollector(o, admission)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,9 +29,10 @@ type ingest struct {
 
 	// ready is closed when the cluster's objects are known, or will not be
 	// soon: batches wait for it.
-	ready <-chan struct{}
-	blind *blind
-	skew  func() time.Duration // how far the API server's clock is ahead of this one
+	ready  <-chan struct{}
+	blind  *blind
+	limits *limits
+	skew   func() time.Duration // how far the API server's clock is ahead of this one
 
 	committed, rejected, unnamed, ambiguous atomic.Uint64
 }
@@ -41,11 +42,16 @@ const maxUnacknowledged = 32
 
 // Report implements the Ingest service.
 func (s *ingest) Report(stream flowauditv1.Ingest_ReportServer) error {
+	limit, leave, err := s.limits.enter(stream.Context())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	ctx, fail := context.WithCancelCause(stream.Context())
 	defer fail(nil)
 	group, ctx := errgroup.WithContext(ctx)
 	r := &report{
-		ingest: s, fail: fail, acks: make(chan *flowauditv1.Ack, maxUnacknowledged), slots: make(chan struct{}, maxUnacknowledged),
+		ingest: s, limit: limit, fail: fail, acks: make(chan *flowauditv1.Ack, maxUnacknowledged), slots: make(chan struct{}, maxUnacknowledged),
 	}
 	messages := receive(stream)
 	group.Go(func() error { return r.sendAcks(ctx, stream) })
@@ -83,6 +89,7 @@ func receive(stream flowauditv1.Ingest_ReportServer) <-chan received {
 // report is one agent's stream.
 type report struct {
 	*ingest
+	limit *limit
 	fail  func(error)
 	acks  chan *flowauditv1.Ack
 	slots chan struct{} // one is held from a batch's arrival until its acknowledgement is sent
@@ -140,6 +147,15 @@ func (r *report) store(ctx context.Context, message *flowauditv1.Batch) error {
 	if err != nil {
 		r.acks <- ack // has room: a slot is held
 		return nil
+	}
+	if agent, proven := agentOf(ctx); proven {
+		if err := agent.Check(&batch); err != nil {
+			r.log.Error("agent reports for somebody else", "error", err)
+			return status.Error(codes.PermissionDenied, err.Error())
+		}
+	}
+	if err := r.limit.wait(ctx, len(batch.Flows)); err != nil {
+		return err
 	}
 	var named naming
 	if batch.Key.Cluster == r.cluster { // another cluster may use the same addresses

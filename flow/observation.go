@@ -82,9 +82,12 @@ type Observation struct {
 	InDev    uint32 // interface index, 0 if none
 	OutDev   uint32
 	Size     uint32 // length of a packet by its IP header
+	Sequence uint32 // TCP sequence number of a SYN, the same when it is sent again; 0 if not told
 
 	Original Tuple // the packet's own, or CTA_TUPLE_ORIG
 	Reply    Tuple // CTA_TUPLE_REPLY; zero for a packet
+
+	Began int64 // when the connection began (CTA_TIMESTAMP_START), Unix nanoseconds; 0 if not told
 
 	Sent     Counters // CTA_COUNTERS_ORIG
 	Received Counters // CTA_COUNTERS_REPLY

@@ -57,6 +57,7 @@ type Index struct {
 	owners     owners
 	byName     map[podKey]*networkingv1.NetworkPolicy
 	identities identities
+	remembered remembered
 	problems   problems
 	ended      endedClaims
 }
@@ -82,8 +83,8 @@ func New(o Options) *Index {
 		nodes: make(map[string]*nodeRecord), svcs: make(map[podKey]*serviceRecord), slices: make(map[podKey]*sliceRecord),
 		apiServer: &holder{rank: rankAPIServer, kind: "API server"}, owners: newOwners(),
 		byName:     make(map[podKey]*networkingv1.NetworkPolicy),
-		identities: identities{pods: make(map[uint64]int), tell: o.Changed},
-		problems:   newProblems(), births: births{nodes: make(map[string]map[podKey]int64)},
+		identities: identities{pods: make(map[uint64]int), tell: o.Changed}, remembered: make(remembered),
+		problems: newProblems(), births: births{nodes: make(map[string]map[podKey]int64)},
 	}
 	x.services.init()
 	x.slack.Store(int64(o.Slack))
@@ -200,9 +201,7 @@ func (x *Index) publish(addr netip.Addr, claims []claim) {
 
 // beginClaim publishes a claim that is new.
 func (x *Index) beginClaim(addr netip.Addr, c claim) {
-	if c.network {
-		x.networks.addNeighbour(addr, 1)
-	}
+	x.placed(addr, &c, 1)
 	claims := with(x.addresses.claims(addr), c)
 	for i := range claims {
 		if o := &claims[i]; o.by != c.by && o.by.rank == c.by.rank && o.to > c.from && (o.rival == 0 || c.from < o.rival) {
@@ -211,6 +210,16 @@ func (x *Index) beginClaim(addr netip.Addr, c claim) {
 	}
 	x.publish(addr, claims)
 	x.checkConflict(addr)
+}
+
+// placed tells the networks of an address that a host has, or is forgotten.
+func (x *Index) placed(addr netip.Addr, c *claim, d int) {
+	switch {
+	case c.network:
+		x.networks.addPod(addr, d)
+	case c.by.rank == rankHost:
+		x.networks.addNode(addr, d)
+	}
 }
 
 // endClaim publishes a claim that is over, and sees to it that it is forgotten
@@ -246,8 +255,8 @@ func (x *Index) drop(addr netip.Addr, to int64) {
 		switch {
 		case c.open() || c.to > to:
 			kept = append(kept, c)
-		case c.network:
-			x.networks.addNeighbour(addr, -1)
+		default:
+			x.placed(addr, &c, -1)
 		}
 	}
 	if len(kept) < len(claims) {

@@ -139,6 +139,22 @@ func TestAddressChangesHands(t *testing.T) {
 		s.want("10.0.0.2", map[float64]string{0.2: "unknown", 102: "web"})
 		s.want("10.0.0.1", map[float64]string{50: "web", 120: "other"})
 	})
+	t.Run("between two pods, since their node was started anew", func(t *testing.T) {
+		s := newStage(t)
+		a, b := runs("a", "10.0.0.1", 0), runs("b", "10.0.0.2", 0)
+		s.set(0.5, a)
+		s.set(0.6, b)
+		again := func(name, addr string) *corev1.Pod {
+			p := runs(name, addr, 0)
+			p.Status.ContainerStatuses[0].State.Running.StartedAt = *apiTime(100)
+			return p
+		}
+		s.set(100.2, again("a", "")) // its old network is gone
+		s.set(100.4, again("b", "10.0.0.1"))
+		s.set(100.8, again("a", "10.0.0.2"))
+		s.want("10.0.0.1", map[float64]string{50: "a", 90: "a", 91: "ambiguous a b", 100.3: "ambiguous a b", 100.5: "b", 110: "b", 140: "b"})
+		s.want("10.0.0.2", map[float64]string{50: "b", 99: "b", 100: "ambiguous b", 100.7: "ambiguous a b", 100.9: "a", 110: "a", 140: "a"})
+	})
 	t.Run("of both families at once", func(t *testing.T) {
 		s := newStage(t)
 		p := runs("web", "10.0.0.1 fd00::1", 0)

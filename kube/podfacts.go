@@ -200,7 +200,7 @@ func (m moment) begin(by *holder, l *podLife, moved bool, seen int64) claim {
 		c.from, c.sure = always, always
 	case m.exact:
 	case moved:
-		c.from = min(seen, m.now) - m.slack
+		c.from = min(max(seen, m.asOf-int64(maxSettling)), m.now) - m.slack
 	default:
 		if l.proof != 0 {
 			c.sure = min(c.sure, l.proof+m.slack)

@@ -3,6 +3,7 @@ package conntrack
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +30,7 @@ const (
 	ctaCountersReply = 10
 	ctaID            = 12
 	ctaZone          = 18
+	ctaTimestamp     = 20
 
 	ctaTupleIP    = 1
 	ctaTupleProto = 2
@@ -52,6 +54,8 @@ const (
 	ctaCountersPackets = 1
 	ctaCountersBytes   = 2
 
+	ctaTimestampStart = 1
+
 	ctaProtoinfoTCP      = 1
 	ctaProtoinfoTCPState = 1
 )
@@ -74,12 +78,13 @@ var attributeNames = map[uint16]string{
 	ctaCountersReply: "CTA_COUNTERS_REPLY",
 	ctaID:            "CTA_ID",
 	ctaZone:          "CTA_ZONE",
+	ctaTimestamp:     "CTA_TIMESTAMP",
 }
 
 // Decode reads one ctnetlink message, from its nfgenmsg on, into o, which must
-// be empty but for Time. It allocates nothing. CTA_TIMESTAMP is not read: it
-// exists only where nf_conntrack_timestamp is on, and tells when a connection
-// began, not when the event was. An error names the attribute at fault.
+// be empty but for Time. It allocates nothing. CTA_TIMESTAMP exists only where
+// nf_conntrack_timestamp was on when the connection began, and tells when that
+// was, not when the event was. An error names the attribute at fault.
 func Decode(h nlmsg.Header, message []byte, o *flow.Observation) error {
 	o.Source = flow.SourceConntrack
 	switch {
@@ -138,6 +143,8 @@ func decodeAttribute(typ uint16, p []byte, o *flow.Observation) error {
 		return decodeCounters(p, &o.Received, o)
 	case ctaProtoinfo:
 		return decodeProtoinfo(p, o)
+	case ctaTimestamp:
+		return decodeTimestamp(p, o)
 	}
 	if !ok {
 		return errLength
@@ -258,6 +265,25 @@ func decodeCounters(b []byte, c *flow.Counters, o *flow.Observation) error {
 		}
 	}
 	o.Counted = true
+	return nil
+}
+
+func decodeTimestamp(b []byte, o *flow.Observation) error {
+	for len(b) > 0 {
+		typ, p, rest, err := nlmsg.Attribute(b)
+		if err != nil {
+			return err
+		}
+		b = rest
+		if typ != ctaTimestampStart {
+			continue
+		}
+		n, ok := nlmsg.Uint64(p)
+		if !ok {
+			return errLength
+		}
+		o.Began = int64(min(n, math.MaxInt64))
+	}
 	return nil
 }
 

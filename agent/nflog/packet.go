@@ -123,6 +123,9 @@ func decodeTransport(p []byte, o *flow.Observation) {
 		}
 		if o.Protocol == flow.TCP && len(p) >= 14 {
 			o.TCPFlags = p[13]
+			if o.TCPFlags&(flow.TCPSyn|flow.TCPAck) == flow.TCPSyn {
+				o.Sequence = binary.BigEndian.Uint32(p[4:])
+			}
 		}
 	case o.Protocol.IsICMP():
 		if len(p) >= 2 {

@@ -117,6 +117,7 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 	fs.IntVar(&o.MaxFlows, "max-flows", o.MaxFlows, "flows of a window; beyond it the window closes early")
 	fs.IntVar(&o.MaxQueue, "max-queue", o.MaxQueue, "flows that wait while the collector is away; beyond it the oldest allowed ones are dropped and counted")
 	o.Collector.Flags(fs)
+	o.Collector.TokenFlag(fs)
 	fs.BoolVar(&show, "version", false, "print the version")
 	if err := fs.Parse(args); err != nil {
 		return o, false, err

@@ -140,6 +140,7 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	fs.StringVar(&o.Listen.Cert, "tls-cert", "", "PEM `file` of the collector's certificate")
 	fs.StringVar(&o.Listen.Key, "tls-key", "", "PEM `file` of its private key")
 	fs.StringVar(&o.Listen.ClientCA, "tls-client-ca", "", "PEM `file` of the authorities whose certificates agents and askers must show")
+	agentFlags(fs, &o.Agents)
 	fs.BoolVar(&o.Listen.Insecure, "insecure", false, "listen beyond loopback without TLS: anybody who reaches the address can read and forge flows")
 	fs.BoolVar(&show, "version", false, "print the version")
 	if err := fs.Parse(args); err != nil {
@@ -169,6 +170,38 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 		return o, at, false, err
 	}
 	return o, at, false, o.Validate()
+}
+
+// agentFlags say how agents prove which ones they are.
+func agentFlags(fs *pflag.FlagSet, o *collector.AgentOptions) {
+	fs.Var(&proofs{&o.Proofs}, "agent-proof", "how an agent proves of which node or pod it is, without which it may report for no other: certificate, token or both with a comma; none lets whoever reaches the collector report for any. auto is certificate with --tls-client-ca, else token with TLS and an API server, else none")
+	fs.StringVar(&o.Audience, "agent-audience", collector.DefaultAudience, "`audience` that agents' ServiceAccount tokens are for")
+	fs.StringSliceVar(&o.Accounts, "agent-account", []string{collector.DefaultAccount}, "ServiceAccount, `namespace/name`, whose agents report for their node; pods of others report for themselves")
+	fs.Float64Var(&o.Rate, "agent-rate", 0, "how many `flows` a second one agent may report in the long run; what it sends beyond waits at the agent (default: no bound)")
+}
+
+// proofs is the flag's value.
+type proofs struct{ list *[]collector.Proof }
+
+func (p *proofs) Set(s string) error {
+	*p.list = nil
+	for _, one := range strings.Split(s, ",") {
+		*p.list = append(*p.list, collector.Proof(strings.TrimSpace(one)))
+	}
+	return nil
+}
+
+func (p *proofs) Type() string { return "proofs" }
+
+func (p *proofs) String() string {
+	if p.list == nil || len(*p.list) == 0 {
+		return string(collector.ProofAuto)
+	}
+	var names []string
+	for _, one := range *p.list {
+		names = append(names, string(one))
+	}
+	return strings.Join(names, ",")
 }
 
 // maxDays is what a time.Duration holds, and more than any disk.

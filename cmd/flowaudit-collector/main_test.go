@@ -32,7 +32,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := options{
-		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel"},
+		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Agents: collector.AgentOptions{Audience: "flowaudit-collector", Accounts: []string{"flowaudit/flowaudit-agent"}}, Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel"},
 		place{db: duckdb.Options{Dir: "flowaudit-data"}},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(place{})); diff != "" {
@@ -50,6 +50,13 @@ func TestFlags(t *testing.T) {
 		{"--listen :4245 --insecure", func(o *options) { o.Collector.Listen = collector.ListenOptions{Address: ":4245", Insecure: true} }},
 		{"--listen :4245 --tls-cert crt --tls-key key --tls-client-ca ca", func(o *options) {
 			o.Collector.Listen = collector.ListenOptions{Address: ":4245", Cert: "crt", Key: "key", ClientCA: "ca"}
+		}},
+		{"--agent-proof certificate,token --tls-cert c --tls-key k --tls-client-ca a --in-cluster", func(o *options) {
+			o.Collector.Listen.Cert, o.Collector.Listen.Key, o.Collector.Listen.ClientCA, o.Collector.Access.InCluster = "c", "k", "a", true
+			o.Collector.Agents.Proofs = []collector.Proof{collector.ProofCertificate, collector.ProofToken}
+		}},
+		{"--agent-audience x --agent-account a/b,c/d --agent-rate 1e4", func(o *options) {
+			o.Collector.Agents = collector.AgentOptions{Audience: "x", Accounts: []string{"a/b", "c/d"}, Rate: 1e4}
 		}},
 		{"--data /var/lib/flowaudit", func(o *options) { o.Store.db.Dir = "/var/lib/flowaudit" }},
 		{"--manifests /objects", func(o *options) { o.Collector.Manifests = "/objects" }},

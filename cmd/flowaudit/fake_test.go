@@ -44,6 +44,8 @@ type collector struct {
 	err      error // at the end of an answer
 	hang     bool  // the answer has no end
 	recorded *recorded
+	objects  map[int64][][]byte // by the time that is asked for; 0 is now
+	limits   []string
 
 	mu       sync.Mutex
 	observed *flowauditv1.ObserveRequest

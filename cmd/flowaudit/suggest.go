@@ -148,15 +148,7 @@ func (o *suggestCommand) schedules() ([]suggest.Schedule, error) {
 	for _, p := range objects.Problems {
 		fmt.Fprintln(o.env.stderr, p.Error())
 	}
-	out := []suggest.Schedule{}
-	for _, c := range objects.CronJobs {
-		s := suggest.Schedule{Namespace: c.Namespace, Name: c.Name, Cron: c.Spec.Schedule, Created: c.CreationTimestamp.Time, Suspended: c.Spec.Suspend != nil && *c.Spec.Suspend}
-		if c.Spec.TimeZone != nil {
-			s.TimeZone = *c.Spec.TimeZone
-		}
-		out = append(out, s)
-	}
-	return out, nil
+	return suggest.Schedules(objects.CronJobs), nil
 }
 
 func (o *suggestCommand) run(ctx context.Context) error {
