@@ -51,13 +51,29 @@ func (t *table) dumpEnd(at int64) {
 			continue
 		}
 		t.finish(&k, c, at)
+		if len(t.missed) < t.MaxConns {
+			t.missed[k] = missedConn{c.id, t.dump}
+		}
 		t.conns.remove(&k, c)
+	}
+	for k, m := range t.missed {
+		if t.dump-m.dump > missedDumps {
+			delete(t.missed, k)
+		}
 	}
 	if !t.whole {
 		t.finishKnown(at)
 	}
 	t.whole, t.complete = true, t.asked
 }
+
+// missedConn is a connection that is gone without its end having been told: by
+// its CTA_ID, and the dump after which that was clear.
+type missedConn struct{ id, dump uint32 }
+
+// missedDumps is for how many dumps the end may still be on its way. Events
+// wait in the socket's buffer while the agent gets no processor.
+const missedDumps = 30
 
 // finishKnown closes the books on connections that an earlier run saved, that
 // were still waiting for a reply, and that are gone.

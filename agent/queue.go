@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -17,6 +18,7 @@ type queue struct {
 	key     flow.BatchKey // of the next batch, its sequence less one
 	batches []*flow.Batch // unacknowledged, oldest first
 	flows   int
+	dropped uint64 // flows that were dropped
 	max     int
 	closed  bool
 	changed chan struct{} // closed and replaced when something happens
@@ -63,6 +65,7 @@ func (q *queue) shed(i int, denied bool) {
 	})
 	q.batches[i] = &b
 	q.flows -= lost
+	q.dropped += uint64(lost)
 }
 
 // ack forgets the batch with a key.
@@ -117,6 +120,17 @@ func (q *queue) waiting() (batches, flows int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return len(q.batches), q.flows
+}
+
+// behind returns how old the oldest unacknowledged batch is, and how many flows
+// were dropped.
+func (q *queue) behind(now time.Time) (oldest time.Duration, dropped uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.batches) > 0 {
+		oldest = max(0, now.Sub(q.batches[0].End))
+	}
+	return oldest, q.dropped
 }
 
 func (q *queue) wake() {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,6 +23,10 @@ type stream struct {
 	queue  *queue
 	client flowauditv1.IngestClient
 	log    *slog.Logger
+
+	connected              atomic.Bool // a stream is open
+	acknowledged, rejected atomic.Uint64
+	acknowledgedAt         atomic.Int64 // Unix nanoseconds; 0 before the first
 }
 
 const (
@@ -65,6 +70,8 @@ func (s *stream) session(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open stream: %w", err)
 	}
+	s.connected.Store(true)
+	defer s.connected.Store(false)
 	group.Go(func() error { return s.send(ctx, report) })
 	group.Go(func() error { return s.receive(report) })
 	return group.Wait()
@@ -108,6 +115,9 @@ func (s *stream) receive(report flowauditv1.Ingest_ReportClient) error {
 				"flows", ack.GetRejected(), "error", ack.GetError())
 		}
 		s.queue.ack(key)
+		s.acknowledged.Add(1)
+		s.acknowledgedAt.Store(time.Now().UnixNano())
+		s.rejected.Add(ack.GetRejected())
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/flowaudit/flowaudit/agent/ipvs"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -16,13 +17,14 @@ type table struct {
 	early    []windowKey         // first denials that wait for the next early batch
 	denied   map[windowKey]int64 // denied keys and when they were last seen (Unix nanoseconds)
 	dumping  bool
-	dump     uint32                // number of the running or last dump
-	asked    int64                 // when that began (Unix nanoseconds)
-	complete int64                 // when the last complete dump began: what is new since then is younger; anyTime if nothing is certain
-	whole    bool                  // a dump was complete
-	ended    map[connKey]uint32    // connections that ended while a dump runs, by CTA_ID
-	known    map[connKey]savedConn // counted by an earlier run of the agent; until the first dump ends
-	refused  uint64                // connections that did not fit since the last window
+	dump     uint32                 // number of the running or last dump
+	asked    int64                  // when that began (Unix nanoseconds)
+	complete int64                  // when the last complete dump began: what is new since then is younger; anyTime if nothing is certain
+	whole    bool                   // a dump was complete
+	ended    map[connKey]uint32     // connections that ended while a dump runs, by CTA_ID
+	missed   map[connKey]missedConn // connections that dumps did not name any more: their end may still be told
+	known    map[connKey]savedConn  // counted by an earlier run of the agent; until the first dump ends
+	refused  uint64                 // connections that did not fit since the last window
 	stats    tableStats
 
 	allowances  map[windowKey]*allowance
@@ -30,6 +32,7 @@ type table struct {
 	plugins     bool                   // a plugin has told of an allowance
 	hints       hints
 	unconfirmed unconfirmed
+	causes      causes
 }
 
 type tableOptions struct {
@@ -40,10 +43,18 @@ type tableOptions struct {
 	MaxFlows   int            // open flows; beyond it the window closes early
 	PerConn    bool           // one flow a connection
 	Confirmed  bool           // a confirmed connection to a local pod has passed its policy
+	Labels     bool           // the network plugin labels connections that it lets through
 	Conntrack  bool           // conntrack is read, so logged allowances are not counted again
 	Witness    bool           // a network plugin's log is read
 	Tap        bool           // the tap is read
 	TapPods    []netip.Prefix // what it is limited to; empty for everything
+	Causes     causes
+	// IPVS are the services that IPVS serves without connection tracking; nil
+	// if there can be none.
+	IPVS func() *ipvs.Services
+	// Rule says what a rule that drops packets stands for; ReasonNone for a
+	// policy, or if it is not known.
+	Rule func(flow.PolicyRef) flow.Reason
 }
 
 type tableStats struct {
@@ -70,10 +81,12 @@ func newTable(o tableOptions) *table {
 		attempts:     newAttempts(),
 		denied:       make(map[windowKey]int64),
 		ended:        make(map[connKey]uint32),
+		missed:       make(map[connKey]missedConn),
 		allowances:   make(map[windowKey]*allowance),
 		tracked:      make(map[windowKey]struct{}),
 		hints:        make(hints),
 		unconfirmed:  newUnconfirmed(),
+		causes:       newCauses(o.Causes),
 	}
 }
 
@@ -100,6 +113,8 @@ func (t *table) observe(o *flow.Observation) {
 		t.attempt(o)
 	case flow.EventUntracked:
 		t.untracked(o)
+	case flow.EventDropped:
+		t.dropped(o)
 	case flow.EventFound, flow.EventAbsent, flow.EventUnanswered:
 		t.answered(o)
 	case flow.EventLost:
@@ -261,12 +276,14 @@ func (t *table) learn(k *connKey, c *conn, o *flow.Observation) {
 		// A reply that comes after the grace time makes the connection an
 		// allowed one after all, and it counts as such.
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonReply, o.Time)
-	case replied && c.reason == flow.ReasonConfirmed:
+	case replied && (c.reason == flow.ReasonConfirmed || c.reason == flow.ReasonLabelled):
 		f, _ := t.flowOf(k, c, flow.VerdictAllowed, o.Time)
 		c.reason = flow.ReasonReply
 		if f.Reason != flow.ReasonContradicted {
 			f.Reason = flow.ReasonReply
 		}
+	case c.state == connPending && t.Labels && o.Permitted && t.window.localPod(addr(c.dst), c.start):
+		t.count(k, c, flow.VerdictAllowed, flow.ReasonLabelled, o.Time)
 	case c.state == connPending && t.Confirmed && t.window.localPod(addr(c.dst), c.start):
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonConfirmed, o.Time)
 	}
@@ -352,6 +369,10 @@ func (t *table) destroyed(o *flow.Observation) {
 	c := t.conns.get(&k)
 	if c != nil && c.id != o.ID {
 		return // the end of an earlier use of the tuple, told late
+	}
+	if m, ok := t.missed[k]; ok && m.id == o.ID && c == nil {
+		delete(t.missed, k)
+		return // it was counted when it was missed
 	}
 	if c == nil {
 		// Its beginning was lost; the end says all that a flow needs.

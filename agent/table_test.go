@@ -398,6 +398,25 @@ func TestDumps(t *testing.T) {
 		c.say(1, flow.EventDumpBegin, nil).say(1, flow.EventDumpEnd, nil).say(1.1, flow.EventDestroy, counted(5, 400))
 		wantRows(t, s.closeWindow(clock(10)), row{web, far, 80, flow.VerdictAllowed, flow.ReasonReply, 1, 400})
 	})
+	t.Run("nor is one that comes long after", func(t *testing.T) {
+		s := newScene(nil)
+		c := s.track(web, far, 4000, 80).say(0, flow.EventNew, replied)
+		for sec := 1.0; sec < 9; sec++ {
+			c.say(sec, flow.EventDumpBegin, nil).say(sec, flow.EventDumpEnd, nil)
+		}
+		c.say(9, flow.EventDestroy, counted(5, 400))
+		wantRows(t, s.closeWindow(clock(10)), row{web, far, 80, flow.VerdictAllowed, flow.ReasonReply, 1, 0})
+		if n := s.conns.len() + len(s.missed); n != 0 {
+			t.Errorf("%d connections are kept that are over", n)
+		}
+		c.say(11, flow.EventNew, replied).say(12, flow.EventDumpBegin, nil).say(12, flow.EventDumpEnd, nil)
+		for sec := 13.0; sec < 15+missedDumps; sec++ {
+			c.say(sec, flow.EventDumpBegin, nil).say(sec, flow.EventDumpEnd, nil)
+		}
+		if n := len(s.missed); n != 0 {
+			t.Errorf("%d ends are waited for for ever", n)
+		}
+	})
 	t.Run("a beginning that was lost is found by the dump", func(t *testing.T) {
 		s := newScene(nil)
 		c := s.track(web, far, 4000, 80).say(1, flow.EventDumpBegin, nil)
@@ -418,5 +437,32 @@ func TestTableAllocatesNothingInSteadyState(t *testing.T) {
 	o.Event, o.Time = flow.EventUpdate, at(1)
 	if n := testing.AllocsPerRun(100, func() { s.observe(&o) }); n != 0 {
 		t.Errorf("%v allocations a conntrack update, want 0", n)
+	}
+}
+
+func TestLabelsOfTheNetworkPlugin(t *testing.T) {
+	permitted := func(o *flow.Observation) { o.Permitted = true }
+	for _, c := range []struct {
+		name    string
+		options tableOptions
+		dst     netip.Addr
+		say     func(*track)
+		want    string
+	}{
+		{"what it labels is allowed", tableOptions{Labels: true}, db, func(c *track) { c.say(0, flow.EventNew, permitted) }, "allowed labelled"},
+		{"also by a dump", tableOptions{Labels: true}, db, func(c *track) { c.say(0, flow.EventNew, nil).say(1, flow.EventDump, permitted) }, "allowed labelled"},
+		{"a reply says more", tableOptions{Labels: true}, db, func(c *track) { c.say(0, flow.EventNew, permitted).say(0.1, flow.EventUpdate, replied) }, "allowed reply"},
+		{"the source's node labels what it lets out", tableOptions{Labels: true}, far, func(c *track) { c.say(0, flow.EventNew, permitted) }, "unanswered no-reply"},
+		{"without the label", tableOptions{Labels: true}, db, func(c *track) { c.say(0, flow.EventNew, nil) }, "unanswered no-reply"},
+		{"another plugin's label", tableOptions{}, db, func(c *track) { c.say(0, flow.EventNew, permitted) }, "unanswered no-reply"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newScene(func(o *tableOptions) { o.Labels = c.options.Labels })
+			c.say(s.track(web, c.dst, 40000, 80))
+			flows := s.closeWindow(clock(20))
+			if len(flows) != 1 || flows[0].Verdict.String()+" "+flows[0].Reason.String() != c.want || flows[0].Connections != 1 {
+				t.Errorf("flows %+v, want one %s", flows, c.want)
+			}
+		})
 	}
 }

@@ -36,6 +36,7 @@ type attempted struct {
 	asked          int64
 	tapped, logged flow.Counters // packets that the tap and that the network plugin logged
 	service        [16]byte      // before DNAT, with origin
+	in, mark       uint32        // interface index and mark of the packet, as the tap saw it
 	question, open uint32        // the first question's ID, 0 before conntrack was asked; how many have no answer yet
 	sequence       uint32        // of the first SYN
 	latest, again  uint32        // of the last SYN with another sequence number; how many such there were

@@ -38,7 +38,7 @@ func benchStore(ctx context.Context, o options) (all []result, err error) {
 	} else if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	c, err := startCollector(ctx, dir)
+	c, err := startCollector(ctx, dir, "--data", filepath.Join(dir, "data"), "--retain", "0")
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func benchStore(ctx context.Context, o options) (all []result, err error) {
 		return nil, err
 	}
 	if missing := o.flows - int(before.GetFlows()); missing > 0 {
-		r, err := c.ingest(ctx, missing)
+		r, err := c.ingest(ctx, missing, "duckdb")
 		if err != nil {
 			return nil, err
 		}
@@ -89,10 +89,10 @@ type collector struct {
 	seq     uint64
 }
 
-func startCollector(ctx context.Context, dir string) (*collector, error) {
+func startCollector(ctx context.Context, dir string, args ...string) (*collector, error) {
 	socket := filepath.Join(dir, "c.sock")
 	c := &collector{
-		command: exec.CommandContext(ctx, "bin/flowaudit-collector", "--listen", "unix:"+socket, "--data", filepath.Join(dir, "data"), "--retain", "0"),
+		command: exec.CommandContext(ctx, "bin/flowaudit-collector", append([]string{"--listen", "unix:" + socket}, args...)...),
 		made:    storetest.NewGenerator(1), epoch: uint64(time.Now().UnixNano()),
 	}
 	c.command.Stderr = os.Stderr
@@ -127,8 +127,22 @@ func (c *collector) stop(ctx context.Context) (flows uint64, err error) {
 	return after.GetFlows(), nil
 }
 
+// benchIngest measures the ingest into a store of the collector's.
+func benchIngest(ctx context.Context, dir string, total int, who string, args ...string) ([]result, error) {
+	c, err := startCollector(ctx, dir, args...)
+	if err != nil {
+		return nil, err
+	}
+	r, err := c.ingest(ctx, total, who)
+	if err != nil {
+		return nil, err
+	}
+	_, err = c.stop(ctx)
+	return []result{r}, err
+}
+
 // ingest measures from gRPC to committed rows, the sender on the same processors.
-func (c *collector) ingest(ctx context.Context, total int) (result, error) {
+func (c *collector) ingest(ctx context.Context, total int, who string) (result, error) {
 	var rates []float64
 	var sent int
 	var spent time.Duration
@@ -151,7 +165,7 @@ func (c *collector) ingest(ctx context.Context, total int) (result, error) {
 		sent += flows
 	}
 	after, err := processTime(c.command.Process.Pid)
-	return result{"ingest, gRPC to committed rows", "flowaudit-collector", []string{
+	return result{"ingest, gRPC to committed rows", "flowaudit-collector, " + who, []string{
 		fmt.Sprintf("%.0f flows/s (%.0f to %.0f)", float64(sent)/spent.Seconds(), slices.Min(rates), slices.Max(rates)),
 		perEvent(after-busy, uint64(sent)),
 	}}, err

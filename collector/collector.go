@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"slices"
@@ -17,7 +18,9 @@ import (
 
 	"github.com/flowaudit/flowaudit/collector/advice"
 	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
+	"github.com/flowaudit/flowaudit/monitor"
 	"github.com/flowaudit/flowaudit/policy"
 	"github.com/flowaudit/flowaudit/policy/other"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
@@ -32,7 +35,10 @@ type Options struct {
 	Agents    AgentOptions
 	Retain    Retain
 	Version   string
-	Log       *slog.Logger
+	Monitor   monitor.Options // where it tells about itself
+	// MetricsPairs is how many pairs of workloads metrics tell apart.
+	MetricsPairs int
+	Log          *slog.Logger
 	// Store keeps the flows. Run closes it.
 	Store store.Store
 	// Listening, if set, is called with the address once the collector listens.
@@ -48,6 +54,12 @@ func (o *Options) Validate() error {
 	}
 	if err := o.Access.Validate(o.Manifests); err != nil {
 		return err
+	}
+	if err := o.Monitor.Validate(); err != nil {
+		return err
+	}
+	if o.MetricsPairs < 0 {
+		return fmt.Errorf("--metrics-pairs %d: want a number from 0", o.MetricsPairs)
 	}
 	if err := o.Listen.validate(); err != nil {
 		return err
@@ -79,7 +91,16 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	return c.serve(ctx, listener, certificates.tls())
+	server, err := monitor.Listen(o.Monitor, newMetrics(c).subject(), o.Log)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	telling, stop := context.WithCancel(context.WithoutCancel(ctx))
+	told := make(chan error, 1)
+	go func() { told <- server.Run(telling) }()
+	err = c.serve(ctx, listener, certificates.tls())
+	stop()
+	return errors.Join(err, <-told)
 }
 
 type collector struct {
@@ -90,6 +111,7 @@ type collector struct {
 	hub       *hub
 	committer *committer
 	ingest    *ingest
+	measures  *measures
 	timeline  *timeline
 	advice    *advice.Server
 	admission *authenticator
@@ -100,16 +122,19 @@ type collector struct {
 }
 
 func newCollector(o Options, admission *authenticator) (*collector, error) {
-	c := &collector{Options: o, admission: admission, agents: newAgents(), hub: newHub(), advice: advice.New(o.Store), ready: make(chan struct{}), started: time.Now()}
+	c := &collector{Options: o, admission: admission, agents: newAgents(), hub: newHub(), measures: newMeasures(o.MetricsPairs), advice: advice.New(o.Store), ready: make(chan struct{}), started: time.Now()}
 	history, err := newHistory()
 	if err != nil {
 		return nil, err
 	}
 	c.timeline = newTimeline(o.Store, history, o.Cluster, o.Log)
 	c.index = kube.New(kube.Options{Changed: c.timeline.changed, Slack: clockSlack})
-	c.committer = newCommitter(o.Store, c.hub.publish)
+	c.committer = newCommitter(measuredAppender{o.Store, c.measures}, func(batches []flow.Batch) {
+		c.measures.stored(batches)
+		c.hub.publish(batches)
+	})
 	c.ingest = &ingest{
-		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), limits: newLimits(o.Agents.Rate), skew: c.skew,
+		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), arrived: newArrivals(), limits: newLimits(o.Agents.Rate), skew: c.skew,
 		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index},
 	}
 	if o.Access.Wanted() {
@@ -310,15 +335,15 @@ func (c *collector) clusterState(known kube.Stats) *flowauditv1.ClusterState {
 		Source: c.Manifests, Namespaces: uint64(known.Namespaces), Services: uint64(known.Services), Nodes: uint64(known.Nodes),
 		Identities: uint64(known.Identities), Remembered: uint64(known.Ended), Forgotten: known.Forgotten,
 	}
+	for _, p := range c.ingest.judge.others.Load().Doubtful() {
+		s.PolicyDoubts = append(s.PolicyDoubts, p.String()+": "+p.Doubt)
+	}
+	slices.Sort(s.PolicyDoubts)
 	if c.watch == nil {
 		return s
 	}
 	w := c.watch.Status()
 	s.Source, s.Away, s.Skew, s.PolicyKinds = w.Server, w.Away, w.Skew.Milliseconds(), c.watch.OtherKinds()
-	for _, p := range c.ingest.judge.others.Load().Doubtful() {
-		s.PolicyDoubts = append(s.PolicyDoubts, p.String()+": "+p.Doubt)
-	}
-	slices.Sort(s.PolicyDoubts)
 	if !w.Heard.IsZero() {
 		s.Heard = w.Heard.UnixMilli()
 	}

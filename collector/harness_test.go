@@ -196,7 +196,7 @@ func serveWith(t *testing.T, s store.Store, o Options) *running {
 func serveAdmitting(t *testing.T, s store.Store, o Options, admission *authenticator) *running {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
-	o.Log, o.Store, o.Version, o.Cluster = slog.New(slog.DiscardHandler), s, "1.2.3", "c"
+	o.Log, o.Store, o.Version, o.Cluster, o.MetricsPairs = slog.New(slog.DiscardHandler), s, "1.2.3", "c", 3
 	c, err := newCollector(o, admission)
 	if err != nil {
 		t.Fatal(err)

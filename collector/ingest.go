@@ -24,6 +24,7 @@ type ingest struct {
 	cluster string // whose addresses index and judge know
 	index   index
 	judge   *judge
+	arrived *arrivals
 	agents  *agents
 	log     *slog.Logger
 
@@ -165,6 +166,7 @@ func (r *report) store(ctx context.Context, message *flowauditv1.Batch) error {
 		}
 		named = *n
 		r.judge.flows(batch.Flows)
+		r.arrived.judge(&batch, r.judge.settled)
 	}
 	r.agents.heard(&batch)
 	undo := r.blind.add(&batch)

@@ -94,6 +94,14 @@ func (j *judge) excuse(f *flow.Flow, at time.Time, d *policy.Decision) {
 		f.Caveat = caveatOf(d)
 		return
 	}
+	if f.Reason.OtherCause() {
+		// What refused it is known, and excuses nothing; that the policies deny
+		// it as well is not shown.
+		if f.Assessment == flow.AssessmentEnforced {
+			f.Assessment, f.Caveat = flow.AssessmentUnknown, flow.CaveatOtherCause
+		}
+		return
+	}
 	switch {
 	case f.Assessment != flow.AssessmentUnenforced && f.Assessment != flow.AssessmentUnexplained:
 		return
@@ -170,6 +178,12 @@ func (j *judge) unsettled(f *flow.Flow, at time.Time) bool {
 	})
 }
 
+// settled reports whether a flow's destination has been what it is for a while,
+// so that its node knew it when the flow came.
+func (j *judge) settled(f *flow.Flow) bool {
+	return !j.changed(f.Dst, f.Destination, f.Start.Add(-settleTime), f.End)
+}
+
 // changed reports whether a pod is not what it was. What it was is not known
 // before it surely had its address.
 func (j *judge) changed(addr netip.Addr, e *flow.Endpoint, since, until time.Time) bool {
@@ -236,16 +250,8 @@ func (j *judge) pod(addr netip.Addr, e *flow.Endpoint, at time.Time, state *poli
 	// Where only the agent knew the pod, its stable labels are all that is left.
 	p := &policy.Pod{Namespace: e.Namespace, Name: e.Pod, Labels: e.Labels, PortsUnknown: true, Node: e.Node}
 	if known := j.index.Pod(addr, at); known != nil && known.Namespace == e.Namespace && known.Pod == e.Pod {
-		p.Labels, p.Ports, p.PortsUnknown = known.AllLabels, namedPorts(known.Ports), false
+		p.Labels, p.Ports, p.PortsUnknown = known.AllLabels, known.Ports, false
 	}
 	p.NamespaceLabels = state.NamespaceLabels(e.Namespace)
 	return p
-}
-
-func namedPorts(ports []flow.NamedPort) []policy.NamedPort {
-	out := make([]policy.NamedPort, len(ports))
-	for i, p := range ports {
-		out[i] = policy.NamedPort(p)
-	}
-	return out
 }

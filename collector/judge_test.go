@@ -156,6 +156,16 @@ func TestFlowsAreJudgedByPolicy(t *testing.T) {
 			"denied unknown older-connection shop/db-policy ",
 		},
 		{
+			"who may has no route",
+			change(seen(apiAddr, 3306, flow.VerdictDenied, judged), func(f *flow.Flow) { f.Reason = flow.ReasonNoRoute }),
+			"allowed unexplained shop/db-policy ingress[0]",
+		},
+		{
+			"who may not has no route, which shows nothing of the policy",
+			change(seen(webAddr, 3306, flow.VerdictDenied, judged), func(f *flow.Flow) { f.Reason = flow.ReasonNoRoute }),
+			"denied unknown other-cause shop/db-policy ",
+		},
+		{
 			"what the plugin names stays",
 			change(seen(webAddr, 3306, flow.VerdictDenied, judged), func(f *flow.Flow) {
 				f.Policies = []flow.PolicyRef{{Namespace: "shop", Name: "other", Rule: "x"}}

@@ -102,6 +102,10 @@ func TestObjectsAsTheyAre(t *testing.T) {
 		{Group: "cilium.io", Kind: "CiliumNetworkPolicy", Namespace: "shop", Name: "l7", Object: json.RawMessage(`{"apiVersion":"cilium.io/v2","kind":"CiliumNetworkPolicy","metadata":{"name":"l7","namespace":"shop"}}`)},
 		{Group: "projectcalico.org", Kind: "GlobalNetworkPolicy"},
 	})
+	said, err := r.query().Status(t.Context(), &flowauditv1.StatusRequest{})
+	if err != nil || !slices.Equal(said.GetCluster().GetPolicyDoubts(), []string{"CiliumNetworkPolicy shop/l7: it has neither spec nor specs", "GlobalNetworkPolicy: there is no permission to read policies of this kind"}) {
+		t.Errorf("%v: in doubt: %q", err, said.GetCluster().GetPolicyDoubts())
+	}
 	s, limits, err := objectsOf(t, r, time.Time{})
 	if err != nil {
 		t.Fatal(err)

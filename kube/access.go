@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -20,7 +21,7 @@ type Access struct {
 	Context    string // of the file; its current one if empty
 	InCluster  bool   // by the service account of the pod that this runs in
 
-	usual []string // files, where no one was named
+	Files []string // files that are tried where none is named
 }
 
 // accountToken is where a pod that may ask the API server finds its token.
@@ -34,13 +35,13 @@ func (a *Access) Usual(getenv func(string) string) bool {
 		return true
 	}
 	if files := getenv("KUBECONFIG"); files != "" {
-		a.usual = filepath.SplitList(files)
+		a.Files = filepath.SplitList(files)
 		return true
 	}
 	if home := getenv("HOME"); home != "" {
 		file := filepath.Join(home, ".kube", "config")
 		if _, err := os.Stat(file); err == nil {
-			a.usual = []string{file}
+			a.Files = []string{file}
 			return true
 		}
 	}
@@ -56,7 +57,7 @@ func (a *Access) Contexts(getenv func(string) string) []string {
 	if !a.Usual(getenv) || a.InCluster {
 		return nil
 	}
-	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: a.Kubeconfig, Precedence: a.usual}
+	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: a.Kubeconfig, Precedence: a.Files}
 	raw, err := rules.Load()
 	if err != nil {
 		return nil
@@ -79,7 +80,7 @@ func (a *Access) files() string {
 	if a.Kubeconfig != "" {
 		return a.Kubeconfig
 	}
-	return strings.Join(a.usual, ", ")
+	return strings.Join(a.Files, ", ")
 }
 
 // Flags adds the options to a command line.
@@ -120,6 +121,20 @@ func (a *Access) Config(userAgent string) (*rest.Config, error) {
 	return c, nil
 }
 
+// REST makes a client of one group and version, whose objects are those of
+// Kubernetes' API: v1 or networking.k8s.io/v1.
+func (a *Access) REST(userAgent string, v schema.GroupVersion) (rest.Interface, error) {
+	config, err := a.Config(userAgent)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newServer(config)
+	if err != nil {
+		return nil, err
+	}
+	return s.restClient(v)
+}
+
 func (a *Access) load() (*rest.Config, error) {
 	if a.InCluster {
 		c, err := rest.InClusterConfig()
@@ -131,7 +146,7 @@ func (a *Access) load() (*rest.Config, error) {
 	if err := a.readable(); err != nil {
 		return nil, fmt.Errorf("read kubeconfig: %w", err)
 	}
-	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: a.Kubeconfig, Precedence: a.usual}
+	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: a.Kubeconfig, Precedence: a.Files}
 	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: a.Context})
 	c, err := loader.ClientConfig()
 	if err != nil {
@@ -150,7 +165,7 @@ func (a *Access) readable() (err error) {
 		_, err = os.Stat(a.Kubeconfig)
 		return err
 	}
-	for _, file := range a.usual {
+	for _, file := range a.Files {
 		if _, err = os.Stat(file); err == nil {
 			return nil
 		}

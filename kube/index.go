@@ -37,7 +37,9 @@ type Index struct {
 	services  servicePorts
 	ambiguous ambiguousEnds
 	lateness  lateness
+	currency  currency
 	births    births
+	clock     func() time.Time
 	version   atomic.Uint64 // one more for each change of who holds an address
 	hosts     atomic.Int64  // pods and nodes that are known
 	exact     atomic.Bool   // told by manifests
@@ -78,7 +80,7 @@ func NewIndex() *Index { return New(Options{}) }
 // New returns an index that knows nothing.
 func New(o Options) *Index {
 	x := &Index{
-		options: o, addresses: newAddresses(), networks: newNetworks(),
+		options: o, clock: time.Now, addresses: newAddresses(), networks: newNetworks(),
 		labels: make(labelSets), namespaces: make(map[string]*namespace), pods: make(map[podKey]*podRecord),
 		nodes: make(map[string]*nodeRecord), svcs: make(map[podKey]*serviceRecord), slices: make(map[podKey]*sliceRecord),
 		apiServer: &holder{rank: rankAPIServer, kind: "API server"}, owners: newOwners(),
@@ -122,7 +124,16 @@ func (x *Index) Holder(addr netip.Addr, from, to time.Time) (e *flow.Endpoint, n
 	if e == nil || a < since {
 		e = x.judge(addr, a, max(a, b))
 	}
-	return e, x.pace(addr, e, b)
+	news = x.pace(addr, e, b)
+	if news == 0 {
+		return e, 0
+	}
+	now := x.clock().UnixNano()
+	if b <= x.currency.horizon(now) {
+		return e, news
+	}
+	// What may have happened meanwhile is waited for, but not for ever.
+	return x.doubted(e), max(news, min(time.Duration(now-b)+settling, maxSettling))
 }
 
 // pace is how long news about an answer may take.

@@ -331,6 +331,7 @@ func TestLifeOf(t *testing.T) {
 		{"one container of two has ended", terminating(both, 9), podLife{start: n(5), proof: n(6), asked: n(9)}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			c.want.created = nanos(&c.pod.CreationTimestamp)
 			if got := lifeOf(c.pod); got != c.want {
 				t.Errorf("%+v, want %+v", got, c.want)
 			}

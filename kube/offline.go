@@ -16,8 +16,6 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/flowaudit/flowaudit/flow"
 )
 
 // Snapshot is a cluster as files describe it, whole objects, each with its place.
@@ -39,7 +37,7 @@ type Snapshot struct {
 
 	places    map[string]place // by kind namespace/name
 	templates []template
-	behind    map[string]flow.Workload // what owns an owner, by kind namespace/name
+	owners    *owners // what stands behind ReplicaSets and Jobs; made when it is asked for
 }
 
 // Problem is something in a file that cannot be used.

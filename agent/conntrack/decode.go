@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -31,6 +32,7 @@ const (
 	ctaID            = 12
 	ctaZone          = 18
 	ctaTimestamp     = 20
+	ctaLabels        = 22
 
 	ctaTupleIP    = 1
 	ctaTupleProto = 2
@@ -79,6 +81,7 @@ var attributeNames = map[uint16]string{
 	ctaID:            "CTA_ID",
 	ctaZone:          "CTA_ZONE",
 	ctaTimestamp:     "CTA_TIMESTAMP",
+	ctaLabels:        "CTA_LABELS",
 }
 
 // Decode reads one ctnetlink message, from its nfgenmsg on, into o, which must
@@ -137,6 +140,8 @@ func decodeAttribute(typ uint16, p []byte, o *flow.Observation) error {
 		o.ID, ok = nlmsg.Uint32(p)
 	case ctaZone:
 		o.Zone, ok = nlmsg.Uint16(p)
+	case ctaLabels:
+		o.Permitted = labelled(p)
 	case ctaCountersOrig:
 		return decodeCounters(p, &o.Sent, o)
 	case ctaCountersReply:
@@ -150,6 +155,19 @@ func decodeAttribute(typ uint16, p []byte, o *flow.Observation) error {
 		return errLength
 	}
 	return nil
+}
+
+// permittedLabel is the bit that kube-network-policies sets on a connection that
+// it has let through: ct label 28.
+const permittedLabel = 28
+
+// labelled reports whether that bit is set in CTA_LABELS, which the kernel
+// sends as it holds it: an array of unsigned long.
+func labelled(p []byte) bool {
+	if len(p) < 8 {
+		return false
+	}
+	return binary.NativeEndian.Uint64(p)&(1<<permittedLabel) != 0
 }
 
 // decodeTuple reads CTA_TUPLE_ORIG or CTA_TUPLE_REPLY. The protocol, and what

@@ -165,3 +165,29 @@ func BenchmarkDecode(b *testing.B) {
 		}
 	}
 }
+
+func TestTheLabelOfWhatWasPermitted(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		labels []byte
+		want   bool
+	}{
+		{"bit 28", binary.NativeEndian.AppendUint64(nil, 1<<28), true},
+		{"among others", binary.NativeEndian.AppendUint64(make([]byte, 0, 16), 1<<28|1<<3|1<<60), true},
+		{"as the wire has it", []byte{0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, true}, // captured on x86-64
+		{"others", binary.NativeEndian.AppendUint64(nil, 1<<27|1<<29), false},
+		{"too short", []byte{0, 0, 0, 0x10}, false},
+		{"none", nil, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var o flow.Observation
+			m := message(tuple4(ctaTupleOrig, "10.0.0.1", "10.0.0.2", 6, 40000, 80), tuple4(ctaTupleReply, "10.0.0.2", "10.0.0.1", 6, 80, 40000), attr(ctaLabels, c.labels))
+			if err := Decode(nlmsg.Header{Type: messageNew, Flags: unix.NLM_F_CREATE}, m, &o); err != nil {
+				t.Fatal(err)
+			}
+			if o.Permitted != c.want {
+				t.Errorf("permitted: %v, want %v", o.Permitted, c.want)
+			}
+		})
+	}
+}

@@ -46,7 +46,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "flowaudit-collector", version)
 		return 0
 	}
-	o.Log = slog.New(slog.NewTextHandler(stderr, nil))
+	if o.Log, err = o.Monitor.Logger(stderr); err != nil {
+		fmt.Fprintf(stderr, "flowaudit-collector: %v\n", err)
+		return 2
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends at once
@@ -142,6 +145,8 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	fs.StringVar(&o.Listen.ClientCA, "tls-client-ca", "", "PEM `file` of the authorities whose certificates agents and askers must show")
 	agentFlags(fs, &o.Agents)
 	fs.BoolVar(&o.Listen.Insecure, "insecure", false, "listen beyond loopback without TLS: anybody who reaches the address can read and forge flows")
+	o.Monitor.Flags(fs)
+	fs.IntVar(&o.MetricsPairs, "metrics-pairs", 2000, "how many pairs of workloads metrics tell apart; what is beyond them counts as other")
 	fs.BoolVar(&show, "version", false, "print the version")
 	if err := fs.Parse(args); err != nil {
 		return o, at, false, err

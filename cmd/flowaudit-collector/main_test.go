@@ -13,6 +13,7 @@ import (
 
 	"github.com/flowaudit/flowaudit/collector"
 	"github.com/flowaudit/flowaudit/collector/store/duckdb"
+	"github.com/flowaudit/flowaudit/monitor"
 )
 
 // options is what flags make.
@@ -32,7 +33,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := options{
-		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Agents: collector.AgentOptions{Audience: "flowaudit-collector", Accounts: []string{"flowaudit/flowaudit-agent"}}, Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel"},
+		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Agents: collector.AgentOptions{Audience: "flowaudit-collector", Accounts: []string{"flowaudit/flowaudit-agent"}}, Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel", MetricsPairs: 2000, Monitor: monitor.Options{LogLevel: "info", LogFormat: "text"}},
 		place{db: duckdb.Options{Dir: "flowaudit-data"}},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(place{})); diff != "" {
@@ -69,6 +70,10 @@ func TestFlags(t *testing.T) {
 		{"--retain-size 1.5GB", func(o *options) { o.Collector.Retain.Bytes = 1_500_000_000 }},
 		{"--retain-size 2TiB", func(o *options) { o.Collector.Retain.Bytes = 2 << 40 }},
 		{"--store clickhouse://h:9000/f", func(o *options) { o.Store.url = "clickhouse://h:9000/f" }},
+		{"--listen-metrics :9464 --listen-pprof [::1]:6060", func(o *options) { o.Collector.Monitor.Metrics, o.Collector.Monitor.Profiles = ":9464", "[::1]:6060" }},
+		{"--metrics-pairs 10 --log-level warn --log-format json", func(o *options) {
+			o.Collector.MetricsPairs, o.Collector.Monitor.LogLevel, o.Collector.Monitor.LogFormat = 10, "warn", "json"
+		}},
 		{"--slice 10m", func(o *options) { o.Store.slice = 10 * time.Minute }},
 		{"--store-threads 3", func(o *options) { o.Store.db.Threads = 3 }},
 		{"--store-memory 2GB", func(o *options) { o.Store.db.MemoryLimit = "2GB" }},
@@ -114,6 +119,9 @@ func TestWrongFlags(t *testing.T) {
 		{"--store /var/lib/flowaudit", "--store: want a URL such as clickhouse://"},
 		{"--store postgres://x", "--store: want a URL such as clickhouse://"},
 		{"--store-threads -1", "--store-threads -1: want a number from 1"},
+		{"--metrics-pairs -1", "--metrics-pairs -1: want a number from 0"},
+		{"--listen-pprof 10.0.0.1:6060", "--listen-pprof: profiles show"},
+		{"--log-format yaml", `--log-format "yaml": want text or json`},
 		{"--nosuch", "unknown flag: --nosuch"},
 		{"now", `unexpected argument "now"`},
 	} {

@@ -114,6 +114,17 @@ func TestWhoseHelp(t *testing.T) {
 	}
 }
 
+func TestWhoseHelpAsAPlugin(t *testing.T) {
+	var stderr strings.Builder
+	code := run(t.Context(), environment{
+		name: "kubectl-flowaudit", args: []string{"policy", "lint", "-o", "xml"}, stdout: io.Discard, stderr: &stderr,
+		getenv: func(string) string { return "" }, now: time.Now,
+	})
+	if code != exitUsage || !strings.HasPrefix(stderr.String(), "kubectl flowaudit: ") || !strings.HasSuffix(stderr.String(), "\nSee kubectl flowaudit policy lint --help.\n") {
+		t.Errorf("exit code %d, %q", code, stderr.String())
+	}
+}
+
 func TestNoCollector(t *testing.T) {
 	const nobody = "unix:/nonexistent/c.sock"
 	for _, args := range [][]string{{"observe"}, {"status"}, {"query", "nodes"}, {"observe", "-f"}} {

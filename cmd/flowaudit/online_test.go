@@ -249,6 +249,7 @@ func TestDiffOnline(t *testing.T) {
 		"after":  {"--after", after},
 		"before": {"--before", after, "-o", "csv"},
 		"whole":  {"--after", after, "--whole", "--exit-code"},
+		"both":   {"--before", after, "--after", after},
 	} {
 		got := flowaudit(t, nil, nil, append([]string{"policy", "diff", "--kubeconfig", kubeconfig}, args...)...)
 		golden(t, "policy/diff-online-"+name+".txt", fmt.Sprintf("%s%sexit code %d\n", got.stdout, got.stderr, got.code))
@@ -329,6 +330,12 @@ func TestOnlineFaults(t *testing.T) {
 	})
 	t.Run("a context of a cluster that is not there", func(t *testing.T) {
 		if got := explain(t, fleetServer(t), "--context", "old"); got.code != exitError || !strings.Contains(got.stderr, "flowaudit: read kubeconfig ") {
+			t.Errorf("%+v", got)
+		}
+	})
+	t.Run("not in a pod", func(t *testing.T) {
+		t.Setenv("KUBERNETES_SERVICE_HOST", "")
+		if got := flowaudit(t, nil, nil, "policy", "lint", "--in-cluster"); got.code != exitError || !strings.Contains(got.stderr, "--in-cluster works in a pod only") {
 			t.Errorf("%+v", got)
 		}
 	})

@@ -94,6 +94,7 @@ func TestContainers(t *testing.T) {
 		did(flow.VerdictAllowed, static, 7070, "")
 	}
 	talk()
+	t.Run("a probe", func(t *testing.T) { probeContainers(t, nodes) })
 	// Nobody tells when a power cut ends a pod: what it did just before is named
 	// until the news comes that it has another address, and ambiguous after that.
 	compare(t, "real", deeds)

@@ -3,11 +3,13 @@ package clickhouse
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
-	"github.com/flowaudit/flowaudit/flow"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/flowaudit/flowaudit/collector/store/columns"
+	"github.com/flowaudit/flowaudit/flow"
 )
 
 // Append implements store.Store. ClickHouse has no transactions: see claim.go
@@ -21,27 +23,40 @@ func (s *Store) Append(ctx context.Context, batches []flow.Batch) (duplicate []b
 	if err := s.pace(ctx); err != nil {
 		return nil, err
 	}
-	claims, duplicate, err := s.claimAll(ctx, batches)
+	claims, duplicate, err := s.newClaims(ctx, batches)
 	if err != nil || len(claims) == 0 {
 		return duplicate, err
 	}
 	slot := s.slot(s.o.Now())
-	touched, err := s.appendFlows(ctx, slot, claims)
-	if err != nil {
+	var claiming errgroup.Group
+	claiming.Go(func() error { return s.writeClaims(ctx, claims, 0) })
+	rows := s.rowsOf(slot, claims)
+	if err := claiming.Wait(); err != nil {
 		return nil, err
 	}
-	if err := s.appendRest(ctx, slot, claims); err != nil {
-		return nil, err
-	}
-	// Hours are touched before their flows count: whoever sums them up in
-	// between does it again.
-	if err := s.touch(ctx, touched); err != nil {
+	if err := s.appendAll(ctx, slot, claims, rows); err != nil {
 		return nil, err
 	}
 	if err := s.writeClaims(ctx, claims, 1); err != nil {
 		return nil, err
 	}
 	return duplicate, nil
+}
+
+// appendAll writes what makes claims count, in no order: nothing of it counts
+// until the claims say that it is stored. A group with a context of its own
+// would not do: the driver may close a connection whose context ends just after
+// the insert, and give it to the next one.
+func (s *Store) appendAll(ctx context.Context, slot uint32, claims []claim, rows *flowRows) error {
+	var group errgroup.Group
+	group.Go(func() error { return s.contest(ctx, claims) })
+	group.Go(func() error { return s.appendKeys(ctx, slot, rows) })
+	group.Go(func() error { return s.appendFlows(ctx, rows) })
+	group.Go(func() error { return s.appendRest(ctx, slot, claims) })
+	// Hours are touched before their flows count: whoever sums them up in
+	// between does it again.
+	group.Go(func() error { return s.touchSometimes(ctx, rows.parts) })
+	return group.Wait()
 }
 
 // pace waits until the next write may begin.
@@ -57,7 +72,7 @@ func (s *Store) pace(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// flowRows are flows by column.
+// flowRows are flows by column, and what else they tell.
 type flowRows struct {
 	slot, duration []uint32
 	key            []uint64
@@ -68,19 +83,22 @@ type flowRows struct {
 	counted, flags []uint8
 	counters       [4][]uint64
 	copy           []uint64
+
+	fresh map[uint64]*flow.Flow // by keys that this collector has not written
+	parts []part                // that the flows are of
 }
 
 const flowColumns = `slot, key, verdict, start, duration, source_port, connections, counted, tcp_flags, packets_sent, bytes_sent, packets_received, bytes_received, copy`
 
-func newFlowRows(n int) *flowRows {
-	r := &flowRows{
-		slot: make([]uint32, 0, n), duration: make([]uint32, 0, n), key: make([]uint64, 0, n), verdict: make([]int8, 0, n), start: make([]int64, 0, n),
-		sourcePort: make([]uint16, 0, n), connections: make([]uint64, 0, n), counted: make([]uint8, 0, n), flags: make([]uint8, 0, n), copy: make([]uint64, 0, n),
-	}
+// reset makes the rows empty, with room for n.
+func (r *flowRows) reset(n int) {
+	r.slot, r.duration, r.key, r.verdict = slices.Grow(r.slot[:0], n), slices.Grow(r.duration[:0], n), slices.Grow(r.key[:0], n), slices.Grow(r.verdict[:0], n)
+	r.start, r.sourcePort, r.connections = slices.Grow(r.start[:0], n), slices.Grow(r.sourcePort[:0], n), slices.Grow(r.connections[:0], n)
+	r.counted, r.flags, r.copy = slices.Grow(r.counted[:0], n), slices.Grow(r.flags[:0], n), slices.Grow(r.copy[:0], n)
 	for i := range r.counters {
-		r.counters[i] = make([]uint64, 0, n)
+		r.counters[i] = slices.Grow(r.counters[i][:0], n)
 	}
-	return r
+	r.fresh, r.parts = make(map[uint64]*flow.Flow), nil
 }
 
 func (r *flowRows) add(slot uint32, key, number uint64, f *flow.Flow) {
@@ -105,53 +123,63 @@ func (r *flowRows) columns() []any {
 	}
 }
 
-// appendFlows writes the flows, and before them what their keys stand for. It
-// returns the hours that they are of.
-func (s *Store) appendFlows(ctx context.Context, slot uint32, claims []claim) (touched map[uint32]struct{}, err error) {
+// rowsOf turns the flows of claims into rows, which are the store's until the
+// next ones.
+func (s *Store) rowsOf(slot uint32, claims []claim) *flowRows {
 	total := 0
 	for _, c := range claims {
 		total += len(c.batch.Flows)
 	}
-	touched = make(map[uint32]struct{})
-	if total == 0 {
-		return touched, nil
-	}
-	rows := newFlowRows(total)
-	fresh := make(map[uint64]*flow.Flow)
+	rows, known := &s.rows, s.known.of(slot)
+	rows.reset(total)
 	for _, c := range claims {
-		hasher := newKeyHasher()
+		s.hasher.reset()
 		for i := range c.batch.Flows {
 			f := &c.batch.Flows[i]
-			id := hasher.id(f)
-			if !s.known.has(slot, id) {
-				fresh[id] = f
+			id := s.hasher.id(f)
+			if _, ok := known[id]; !ok {
+				rows.fresh[id] = f
 			}
 			rows.add(slot, id, c.copy, f)
-			touched[hourOf(f.Start)] = struct{}{}
+			if p := (part{slot, hourOf(f.Start)}); !slices.Contains(rows.parts, p) {
+				rows.parts = append(rows.parts, p)
+			}
 		}
 	}
+	return rows
+}
+
+// appendKeys writes what keys stand for that this collector has not written yet.
+func (s *Store) appendKeys(ctx context.Context, slot uint32, rows *flowRows) error {
 	keys := s.newInsert("key", keyColumns)
-	for id, f := range fresh {
+	for id, f := range rows.fresh {
 		keys.row(keyRow(slot, id, f)...)
 	}
 	if err := keys.send(ctx); err != nil {
-		return nil, err
+		return err
+	}
+	known := s.known.of(slot)
+	for id := range rows.fresh {
+		known[id] = struct{}{}
+	}
+	return nil
+}
+
+func (s *Store) appendFlows(ctx context.Context, rows *flowRows) error {
+	if len(rows.slot) == 0 {
+		return nil
 	}
 	batch, err := s.prepareInsert(ctx, "flow", flowColumns)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for i, column := range rows.columns() {
 		if err := batch.Column(i).Append(column); err != nil {
 			_ = batch.Abort() // the error is told
-			return nil, fmt.Errorf("insert into flow: %w", err)
+			return fmt.Errorf("insert into flow: %w", err)
 		}
 	}
-	if err := sendBatch(batch, "flow"); err != nil {
-		return nil, err
-	}
-	s.known.add(slot, fresh)
-	return touched, nil
+	return sendBatch(batch, "flow")
 }
 
 // appendRest writes the batches' coverage and gaps.

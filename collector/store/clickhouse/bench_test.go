@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flowaudit/flowaudit/collector/store/clickhouse/clickhousetest"
 	"github.com/flowaudit/flowaudit/collector/store/storetest"
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -16,7 +17,7 @@ const group = 200_000
 // BenchmarkAppend: an operation is a group of flows, from memory to durable.
 // bare inserts the same columns with the driver alone.
 func BenchmarkAppend(b *testing.B) {
-	for name, p := range map[string]*process{"old": shared.old, "today": shared.today} {
+	for name, p := range map[string]*clickhousetest.Server{"old": shared.old, "today": shared.today} {
 		if p == nil {
 			continue
 		}
@@ -28,7 +29,7 @@ func BenchmarkAppend(b *testing.B) {
 		for _, what := range []string{"store", "bare"} {
 			b.Run(name+"/"+what, func(b *testing.B) {
 				s, err := Open(b.Context(), Options{
-					URL: p.base + fmt.Sprintf("bench%d", databases.Add(1)), Logger: slog.New(slog.DiscardHandler), Pace: -1, Now: now,
+					URL: p.URL(fmt.Sprintf("bench%d", databases.Add(1))), Logger: slog.New(slog.DiscardHandler), Pace: -1, Now: now,
 				})
 				if err != nil {
 					b.Fatal(err)
@@ -68,21 +69,7 @@ func appendGroup(b *testing.B, s *Store, sequence uint64, flows []flow.Flow) {
 }
 
 func insertBare(b *testing.B, s *Store, flows []flow.Flow) {
-	rows := newFlowRows(len(flows))
-	hasher := newKeyHasher()
-	for i := range flows {
-		rows.add(1, hasher.id(&flows[i]), 1, &flows[i])
-	}
-	batch, err := s.prepareInsert(b.Context(), "flow", flowColumns)
-	if err != nil {
-		b.Fatal(err)
-	}
-	for i, c := range rows.columns() {
-		if err := batch.Column(i).Append(c); err != nil {
-			b.Fatal(err)
-		}
-	}
-	if err := batch.Send(); err != nil {
+	if err := s.appendFlows(b.Context(), s.rowsOf(1, []claim{{&flow.Batch{Flows: flows}, 1}})); err != nil {
 		b.Fatal(err)
 	}
 }

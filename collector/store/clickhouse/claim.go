@@ -22,6 +22,8 @@ import (
 //     claiming, the batch is contested: of its copies the stored one with the
 //     smallest number counts, and no other. Both claim before they look, so
 //     that one of them at least sees the other.
+//   - Of two replicas of a cluster each may show its own claim only, until they
+//     have replicated: what was missed so is noted later; see replicas.go.
 //
 // So flows of few contested batches are left out when reading, and everything
 // else is read as it is.
@@ -39,23 +41,13 @@ func (s *Store) newCopies(n int) uint64 {
 	return uint64(s.o.Now().UnixMilli())<<randomBits | uint64(rand.Uint32N(max(1, 1<<randomBits-uint32(n))))
 }
 
-// consistent are the settings with which claims are read: of replicas, one
-// that knows all that was written.
-func (s *Store) consistent(ctx context.Context) context.Context {
-	if s.cluster == "" || !s.server.quorum {
-		return ctx
-	}
-	return settings(ctx, clickhouse.Settings{"select_sequential_consistency": 1})
-}
-
-// durable are the settings with which rows are written.
+// durable are the settings with which rows are written: they are on a disk when
+// the insert returns, in a cluster on one replica of their shard at least. Who
+// wants more of them adds insert_quorum to the URL.
 func (s *Store) durable(ctx context.Context) context.Context {
 	more := clickhouse.Settings{}
 	if s.cluster != "" {
 		more["insert_distributed_sync"] = 1
-		if s.server.quorum {
-			more["insert_quorum"], more["insert_quorum_parallel"] = "auto", 0
-		}
 	}
 	if s.server.major >= 21 {
 		more["async_insert"] = 0
@@ -80,7 +72,7 @@ func (s *Store) lookUp(ctx context.Context, batches []flow.BatchKey) (map[flow.B
 			keys[i] = fmt.Sprintf("(%s, %s, %d, %d)", quote(k.Cluster), quote(k.Instance), k.Epoch, k.Sequence)
 		}
 		batches = batches[n:]
-		rows, err := s.conn.Query(s.consistent(ctx), fmt.Sprintf(`SELECT cluster, instance, epoch, sequence, max(stored), uniqExact(copy) FROM batch
+		rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT cluster, instance, epoch, sequence, max(stored), uniqExact(copy) FROM batch
 			WHERE (cluster, instance, epoch, sequence) IN (%s) GROUP BY cluster, instance, epoch, sequence`, strings.Join(keys, ", ")))
 		if err != nil {
 			return nil, fmt.Errorf("read claims of batches: %w", err)
@@ -102,8 +94,8 @@ func (s *Store) lookUp(ctx context.Context, batches []flow.BatchKey) (map[flow.B
 	return out, nil
 }
 
-// claimAll claims the batches that are not stored yet, and says which are.
-func (s *Store) claimAll(ctx context.Context, batches []flow.Batch) (claims []claim, duplicate []bool, err error) {
+// newClaims makes claims of the batches that are not stored yet, and says which are.
+func (s *Store) newClaims(ctx context.Context, batches []flow.Batch) (claims []claim, duplicate []bool, err error) {
 	keys := make([]flow.BatchKey, len(batches))
 	for i := range batches {
 		keys[i] = batches[i].Key
@@ -115,7 +107,6 @@ func (s *Store) claimAll(ctx context.Context, batches []flow.Batch) (claims []cl
 	duplicate = make([]bool, len(batches))
 	coming := make(map[flow.BatchKey]bool)
 	first := s.newCopies(len(batches))
-	var fresh []flow.BatchKey
 	for i := range batches {
 		k := keys[i]
 		if duplicate[i] = known[k].stored || coming[k]; duplicate[i] {
@@ -123,26 +114,25 @@ func (s *Store) claimAll(ctx context.Context, batches []flow.Batch) (claims []cl
 		}
 		coming[k] = true
 		claims = append(claims, claim{&batches[i], first + uint64(len(claims))})
-		fresh = append(fresh, k)
 	}
-	if len(claims) == 0 {
-		return nil, duplicate, nil
-	}
-	if err := s.writeClaims(ctx, claims, 0); err != nil {
-		return nil, nil, err
-	}
-	if known, err = s.lookUp(ctx, fresh); err != nil {
-		return nil, nil, err
-	}
-	return claims, duplicate, s.contest(ctx, claims, known)
+	return claims, duplicate, nil
 }
 
-// contest notes the batches that were claimed more than once.
-func (s *Store) contest(ctx context.Context, claims []claim, known map[flow.BatchKey]copies) error {
+// contest notes the batches that were claimed more than once. The own claims
+// are written before.
+func (s *Store) contest(ctx context.Context, claims []claim) error {
+	keys := make([]flow.BatchKey, len(claims))
+	for i, c := range claims {
+		keys[i] = c.batch.Key
+	}
+	known, err := s.lookUp(ctx, keys)
+	if err != nil {
+		return err
+	}
 	slot := s.slot(s.o.Now())
 	b := s.newInsert("contested", "slot, cluster, instance, epoch, sequence")
-	for _, c := range claims {
-		if k := c.batch.Key; known[k].count > 1 {
+	for _, k := range keys {
+		if known[k].count > 1 {
 			b.row(slot, k.Cluster, k.Instance, k.Epoch, k.Sequence)
 		}
 	}

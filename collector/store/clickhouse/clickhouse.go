@@ -13,6 +13,7 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/flowaudit/flowaudit/collector/store"
 )
@@ -49,15 +50,22 @@ type Store struct {
 	server   server
 
 	// write is held by the one who appends.
-	write sync.Mutex
-	began time.Time // of the last write
-	known knownKeys
+	write   sync.Mutex
+	began   time.Time // of the last write
+	known   knownKeys
+	hasher  *keyHasher
+	rows    flowRows
+	touched map[part]time.Time // when parts were touched last
 
 	// edges is held by the one who sums up hours.
 	edges   sync.Mutex
 	eager   bool // sums up whatever it costs
 	summed  time.Time
 	sumCost time.Duration
+
+	// replicas is the work of replicas.go; nil for a single server.
+	replicas *errgroup.Group
+	stop     context.CancelFunc
 }
 
 var _ store.Store = (*Store)(nil)
@@ -80,7 +88,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{o: o, database: options.Auth.Database, cluster: cluster, known: make(knownKeys)}
+	s := &Store{o: o, database: options.Auth.Database, cluster: cluster, known: make(knownKeys), hasher: newKeyHasher(), touched: make(map[part]time.Time)}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	if err := s.prepare(ctx, *options); err != nil {
@@ -92,6 +100,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := s.migrate(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open ClickHouse at %s: %w", strings.Join(options.Addr, ","), err), s.conn.Close())
 	}
+	s.watchReplicas()
 	return s, nil
 }
 
@@ -132,7 +141,7 @@ func isName(s string) bool {
 	return s != ""
 }
 
-// prepare asks the server what it is, and makes the database.
+// prepare asks the server what it is, and makes the database if it is not there.
 func (s *Store) prepare(ctx context.Context, o clickhouse.Options) error {
 	o.Auth.Database = "default"
 	conn, err := clickhouse.Open(&o)
@@ -143,7 +152,11 @@ func (s *Store) prepare(ctx context.Context, o clickhouse.Options) error {
 	if s.server, err = ask(ctx, conn); err != nil {
 		return err
 	}
-	return conn.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+s.database+s.onCluster())
+	var there uint64
+	if err := conn.QueryRow(ctx, "SELECT count() FROM system.databases WHERE name = "+quote(s.database)).Scan(&there); err != nil || there > 0 {
+		return err
+	}
+	return s.define(ctx, conn, "CREATE DATABASE IF NOT EXISTS "+s.database+s.onCluster())
 }
 
 // onCluster ends the head of a statement that defines something.
@@ -166,15 +179,15 @@ func (s *Store) slot(t time.Time) uint32 { return uint32(t.UnixMilli() / s.o.Sli
 func (s *Store) Stats(ctx context.Context) (store.Stats, error) {
 	out := store.Stats{Kind: "clickhouse"}
 	var oldest int64
-	if err := s.conn.QueryRow(ctx, "SELECT count(), min(start) FROM flow WHERE copy NOT IN (SELECT copy FROM excluded)").Scan(&out.Flows, &oldest); err != nil {
+	if err := s.conn.QueryRow(ctx, s.global("SELECT count(), min(start) FROM flow WHERE copy NOT IN (SELECT copy FROM excluded)")).Scan(&out.Flows, &oldest); err != nil {
 		return out, fmt.Errorf("read size of ClickHouse: %w", err)
 	}
 	if out.Flows > 0 {
 		out.Oldest = time.UnixMilli(oldest)
 	}
 	var slices uint64
-	if err := s.conn.QueryRow(ctx, `SELECT sum(bytes_on_disk), uniqExact(partition) FROM system.parts WHERE active AND database = currentDatabase()
-		AND table IN ('flow', 'flow_local')`).Scan(&out.Bytes, &slices); err != nil {
+	if err := s.conn.QueryRow(ctx, `SELECT sum(bytes_on_disk), uniqExact(partition) FROM `+s.parts()+` WHERE active AND database = `+quote(s.database)+`
+		AND table = `+quote(s.local("flow"))).Scan(&out.Bytes, &slices); err != nil {
 		return out, fmt.Errorf("read size of ClickHouse: %w", err)
 	}
 	out.Slices = int(slices)
@@ -183,6 +196,10 @@ func (s *Store) Stats(ctx context.Context) (store.Stats, error) {
 
 // Close implements store.Store.
 func (s *Store) Close() error {
+	if s.replicas != nil {
+		s.stop()
+		_ = s.replicas.Wait() // it tells its errors itself
+	}
 	s.write.Lock()
 	defer s.write.Unlock()
 	return s.conn.Close()

@@ -1,8 +1,9 @@
 package clickhouse
 
 import (
+	"errors"
 	"fmt"
-	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,6 +29,19 @@ func batchOf(sequence uint64, flows int) flow.Batch {
 // sums are what may not count twice.
 type sums struct{ flows, denied, edges, batches, gaps int64 }
 
+// add adds what a batch brings, once.
+func (s *sums) add(b *flow.Batch) {
+	for _, f := range b.Flows {
+		s.flows += int64(f.Connections)
+		s.edges += int64(f.Connections)
+		if f.Verdict == flow.VerdictDenied {
+			s.denied += int64(f.Connections)
+		}
+	}
+	s.batches++
+	s.gaps += int64(len(b.Gaps))
+}
+
 func sumsOf(t *testing.T, s *Store) (out sums) {
 	t.Helper()
 	for target, text := range map[*int64]string{
@@ -45,8 +59,8 @@ func sumsOf(t *testing.T, s *Store) (out sums) {
 
 // onBoth runs a test on the old server and on today's.
 func onBoth(t *testing.T, test func(t *testing.T, url string)) {
-	t.Run("old", func(t *testing.T) { test(t, shared.old.newDatabase(t)) })
-	t.Run("today", func(t *testing.T) { test(t, shared.today.newDatabase(t)) })
+	t.Run("old", func(t *testing.T) { test(t, newDatabase(t, shared.old)) })
+	t.Run("today", func(t *testing.T) { test(t, newDatabase(t, shared.today)) })
 }
 
 // TestADeadCollectorsBatchCountsOnce: wherever the first collector dies, the
@@ -66,9 +80,12 @@ func TestADeadCollectorsBatchCountsOnce(t *testing.T) {
 			func(claims []claim) { whole(t, first, claims); rest(t, first, claims) },
 		} {
 			b := batchOf(uint64(sequence+1), 50)
-			claims, _, err := first.claimAll(t.Context(), []flow.Batch{b})
+			claims, _, err := first.newClaims(t.Context(), []flow.Batch{b})
 			if err != nil || len(claims) != 1 {
 				t.Fatal(len(claims), err)
+			}
+			if err := first.writeClaims(t.Context(), claims, 0); err != nil {
+				t.Fatal(err)
 			}
 			dies(claims)
 			for try := range 2 {
@@ -77,15 +94,7 @@ func TestADeadCollectorsBatchCountsOnce(t *testing.T) {
 					t.Fatalf("batch %d, try %d: duplicate %v, %v", sequence+1, try, duplicate, err)
 				}
 			}
-			for _, f := range b.Flows {
-				want.flows += int64(f.Connections)
-				want.edges += int64(f.Connections)
-				if f.Verdict == flow.VerdictDenied {
-					want.denied += int64(f.Connections)
-				}
-			}
-			want.batches++
-			want.gaps++
+			want.add(&b)
 			if got := sumsOf(t, second); got != want {
 				t.Errorf("after batch %d: %+v, want %+v", sequence+1, got, want)
 			}
@@ -100,11 +109,10 @@ func half(t *testing.T, s *Store, claims []claim) {
 }
 
 func whole(t *testing.T, s *Store, claims []claim) {
-	touched, err := s.appendFlows(t.Context(), s.slot(now()), claims)
-	if err == nil {
-		err = s.touch(t.Context(), touched)
-	}
-	if err != nil {
+	t.Helper()
+	slot := s.slot(now())
+	rows := s.rowsOf(slot, claims)
+	if err := errors.Join(s.appendKeys(t.Context(), slot, rows), s.appendFlows(t.Context(), rows), s.touch(t.Context(), rows.parts)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -118,60 +126,59 @@ func rest(t *testing.T, s *Store, claims []claim) {
 // TestCollectorsAtOnce: three collectors write the same batches at the same
 // time, while somebody asks.
 func TestCollectorsAtOnce(t *testing.T) {
-	onBoth(t, func(t *testing.T, url string) {
-		const batches = 12
-		var want sums
-		for sequence := range uint64(batches) {
-			for _, f := range batchOf(sequence+1, 30).Flows {
-				want.flows += int64(f.Connections)
-				want.edges += int64(f.Connections)
-				if f.Verdict == flow.VerdictDenied {
-					want.denied += int64(f.Connections)
-				}
-			}
-		}
-		want.batches, want.gaps = batches, batches
-		var group sync.WaitGroup
-		stores := make([]*Store, 3)
-		opened := make(chan struct{})
-		var opening sync.WaitGroup
-		for i := range stores { // they make the database at once, too
-			opening.Add(1)
-			group.Go(func() {
-				var err error
-				stores[i], err = Open(t.Context(), Options{URL: url, Logger: slog.New(slog.DiscardHandler), Now: now, Pace: -1, Slice: time.Hour})
-				opening.Done()
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				<-opened
-				for sequence := range uint64(batches) {
-					if _, err := stores[i].Append(t.Context(), []flow.Batch{batchOf(sequence+1, 30)}); err != nil {
-						t.Error(err)
-					}
-					if err := stores[i].Edges(t.Context(), store.EdgesRequest{Until: storetest.T0}, func(*flow.Edge) bool { return true }); err != nil {
-						t.Error(err)
-					}
-				}
-			})
-		}
-		opening.Wait()
-		close(opened)
-		group.Wait()
-		for _, s := range stores {
-			if s == nil {
-				t.Fatal("a collector could not begin")
-			}
-			s.eager = true
-			if got := sumsOf(t, s); got != want {
-				t.Errorf("%+v, want %+v", got, want)
-			}
-			if err := s.Close(); err != nil {
+	onBoth(t, func(t *testing.T, url string) { collectorsAtOnce(t, func(*Store) {}, url, url, url) })
+}
+
+// collectorsAtOnce opens a store for each URL; settled returns when all servers
+// have the same.
+func collectorsAtOnce(t *testing.T, settled func(*Store), urls ...string) {
+	const batches = 12
+	var want sums
+	for sequence := range uint64(batches) {
+		b := batchOf(sequence+1, 30)
+		want.add(&b)
+	}
+	var group sync.WaitGroup
+	stores := make([]*Store, len(urls))
+	opened := make(chan struct{})
+	var opening sync.WaitGroup
+	for i, url := range urls { // they make the database at once, too
+		opening.Add(1)
+		group.Go(func() {
+			var err error
+			stores[i], err = Open(t.Context(), Options{URL: url, Logger: quiet(), Now: now, Pace: -1, Slice: time.Hour})
+			opening.Done()
+			if err != nil {
 				t.Error(err)
+				return
 			}
+			<-opened
+			for sequence := range uint64(batches) {
+				if _, err := stores[i].Append(t.Context(), []flow.Batch{batchOf(sequence+1, 30)}); err != nil {
+					t.Error(err)
+				}
+				if err := stores[i].Edges(t.Context(), store.EdgesRequest{Until: storetest.T0}, func(*flow.Edge) bool { return true }); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	opening.Wait()
+	close(opened)
+	group.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	for _, s := range stores {
+		settled(s)
+		s.eager = true
+		if got := sumsOf(t, s); got != want {
+			t.Errorf("%+v, want %+v", got, want)
 		}
-	})
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func TestASchemaNewerThanThis(t *testing.T) {
@@ -180,9 +187,33 @@ func TestASchemaNewerThanThis(t *testing.T) {
 		if err := s.conn.Exec(t.Context(), fmt.Sprintf("INSERT INTO migration (version, time) SELECT %d, now()", len(steps())+1)); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Open(t.Context(), Options{URL: url, Logger: slog.New(slog.DiscardHandler)})
+		_, err := Open(t.Context(), Options{URL: url, Logger: quiet()})
 		if err == nil || !strings.Contains(err.Error(), "use a newer collector") {
 			t.Errorf("error %v", err)
+		}
+	})
+}
+
+// TestViewsOfVersion1: they are made anew, also when two collectors do it.
+func TestViewsOfVersion1(t *testing.T) {
+	onBoth(t, func(t *testing.T, url string) {
+		s := open(t, url, now)
+		if _, err := s.Append(t.Context(), []flow.Batch{batchOf(1, 1)}); err != nil {
+			t.Fatal(err)
+		}
+		statements, err := s.viewsAnew()
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := []string{"DROP TABLE flows", "CREATE VIEW flows AS SELECT 1 AS start_ms"}
+		for _, q := range slices.Concat(old, statements, statements) {
+			if err := s.conn.Exec(t.Context(), q); err != nil {
+				t.Fatalf("%s: %v", q, err)
+			}
+		}
+		rows, err := s.SQL(t.Context(), "SELECT refused_at FROM flows", 10)
+		if err != nil || len(rows.Rows) != 1 {
+			t.Errorf("%+v, %v", rows, err)
 		}
 	})
 }

@@ -51,8 +51,8 @@ func (s *Store) nodes(ctx context.Context, _, _ int64, nodes map[string]*flow.No
 // coveredTime adds up what each node's batches cover of the range, the time
 // that two of them cover counted once.
 func (s *Store) coveredTime(ctx context.Context, since, until int64, nodes map[string]*flow.NodeCoverage) error {
-	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT node, start, stop FROM covered WHERE stop > %d AND start < %d AND copy NOT IN (SELECT copy FROM excluded)
-		ORDER BY node, start`, since, until))
+	rows, err := s.conn.Query(ctx, s.global(fmt.Sprintf(`SELECT node, start, stop FROM covered WHERE stop > %d AND start < %d AND copy NOT IN (SELECT copy FROM excluded)
+		ORDER BY node, start`, since, until)))
 	if err != nil {
 		return err
 	}
@@ -81,8 +81,8 @@ func (s *Store) coveredTime(ctx context.Context, since, until int64, nodes map[s
 const maxGapsShown = 1000
 
 func (s *Store) newestGaps(ctx context.Context, since, until int64, nodes map[string]*flow.NodeCoverage) error {
-	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT DISTINCT node, source, kind, start, stop, lost, detail FROM gap WHERE stop >= %d AND start <= %d
-		AND copy NOT IN (SELECT copy FROM excluded) ORDER BY start DESC LIMIT %d`, since, until, maxGapsShown))
+	rows, err := s.conn.Query(ctx, s.global(fmt.Sprintf(`SELECT DISTINCT node, source, kind, start, stop, lost, detail FROM gap WHERE stop >= %d AND start <= %d
+		AND copy NOT IN (SELECT copy FROM excluded) ORDER BY start DESC LIMIT %d`, since, until, maxGapsShown)))
 	if err != nil {
 		return err
 	}

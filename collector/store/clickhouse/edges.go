@@ -39,13 +39,40 @@ func monthOf(hour uint32) uint32 {
 }
 
 // touch notes that hours got flows.
-func (s *Store) touch(ctx context.Context, hours map[uint32]struct{}) error {
+func (s *Store) touch(ctx context.Context, parts []part) error {
 	b := s.newInsert("touched", "month, slot, hour, version")
-	slot, version := s.slot(s.o.Now()), newVersion()
-	for h := range hours {
-		b.row(monthOf(h), slot, h, version)
+	version := newVersion()
+	for _, p := range parts {
+		b.row(monthOf(p.hour), p.slot, p.hour, version)
 	}
 	return b.send(ctx)
+}
+
+// touchAgain is how long a touch stands for what follows. It is well below skew,
+// within which a sum is made again.
+const touchAgain = 20 * time.Second
+
+// touchSometimes touches the parts that this collector has not touched just now.
+func (s *Store) touchSometimes(ctx context.Context, parts []part) error {
+	now := time.Now()
+	var due []part
+	for _, p := range parts {
+		if last, ok := s.touched[p]; !ok || now.Sub(last) > touchAgain {
+			due = append(due, p)
+		}
+	}
+	if err := s.touch(ctx, due); err != nil {
+		return err
+	}
+	for p, last := range s.touched {
+		if now.Sub(last) > touchAgain {
+			delete(s.touched, p)
+		}
+	}
+	for _, p := range due {
+		s.touched[p] = now
+	}
+	return nil
 }
 
 // part is an hour of a slice.
@@ -76,8 +103,8 @@ func (s *Store) sumUp(ctx context.Context) error {
 
 // sumParts sums up the parts that meet a condition and got flows.
 func (s *Store) sumParts(ctx context.Context, condition string) error {
-	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT slot, hour FROM (SELECT slot, hour, max(version) AS touch FROM touched WHERE %s GROUP BY slot, hour) AS t
-		ANY LEFT JOIN (SELECT slot, hour, max(version) AS last_sum FROM summed GROUP BY slot, hour) AS s USING (slot, hour) WHERE touch + %d > last_sum ORDER BY slot, hour`, condition, uint64(skew)))
+	rows, err := s.conn.Query(ctx, s.global(fmt.Sprintf(`SELECT slot, hour FROM (SELECT slot, hour, max(version) AS touch FROM touched WHERE %s GROUP BY slot, hour) AS t
+		ANY LEFT JOIN (SELECT slot, hour, max(version) AS last_sum FROM summed GROUP BY slot, hour) AS s USING (slot, hour) WHERE touch + %d > last_sum ORDER BY slot, hour`, condition, uint64(skew))))
 	if err != nil {
 		return err
 	}
@@ -122,11 +149,11 @@ func (s *Store) sumPart(ctx context.Context, p part) error {
 // edgesOf makes the edges of an hour of a slice.
 func (s *Store) edgesOf(ctx context.Context, p part) ([]*flow.Edge, error) {
 	const hourMs = int64(flow.EdgeHour / time.Millisecond)
-	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT key, pair, first, last, seen, sent, received FROM (
+	rows, err := s.conn.Query(ctx, s.global(fmt.Sprintf(`SELECT key, pair, first, last, seen, sent, received FROM (
 		SELECT key, min(start) AS first, max(start + duration) AS last, sum(connections) AS seen, sum(bytes_sent) AS sent, sum(bytes_received) AS received
 		FROM flow WHERE slot = %d AND start >= %d AND start < %d AND copy NOT IN (SELECT copy FROM excluded) GROUP BY key
 		) AS f ANY LEFT JOIN (SELECT id AS key, pair FROM key WHERE slot = %[1]d) AS k USING key ORDER BY pair, key`,
-		p.slot, int64(p.hour)*hourMs, (int64(p.hour)+1)*hourMs))
+		p.slot, int64(p.hour)*hourMs, (int64(p.hour)+1)*hourMs)))
 	if err != nil {
 		return nil, err
 	}

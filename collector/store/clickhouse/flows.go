@@ -99,7 +99,7 @@ func (s *Store) scanRows(ctx context.Context, f *flow.Filter, order string, limi
 	if err != nil {
 		return fmt.Errorf("read flows: %w", err)
 	}
-	rows, err := s.conn.Query(s.questionSettings(ctx), query)
+	rows, err := s.conn.Query(s.questionSettings(ctx), s.global(query))
 	if err != nil {
 		return fmt.Errorf("read flows: %w", err)
 	}

@@ -1,9 +1,11 @@
 package clickhouse
 
 import (
-	"hash/fnv"
+	"encoding/binary"
 	"net/netip"
 	"strings"
+
+	"github.com/cespare/xxhash/v2"
 
 	"github.com/flowaudit/flowaudit/collector/store/columns"
 	"github.com/flowaudit/flowaudit/flow"
@@ -16,34 +18,24 @@ type knownKeys map[uint32]map[uint64]struct{}
 // maxKnown bounds the memory of known keys. Writing one again is harmless.
 const maxKnown = 4_000_000
 
-func (k knownKeys) has(slot uint32, id uint64) bool {
-	_, ok := k[slot][id]
-	return ok
-}
-
-// add remembers keys of a slot; earlier slots get no more of them.
-func (k knownKeys) add(slot uint32, ids map[uint64]*flow.Flow) {
-	if len(k[slot])+len(ids) > maxKnown {
-		delete(k, slot)
-	}
+// of are the keys of a slot; earlier slots get no more of them.
+func (k knownKeys) of(slot uint32) map[uint64]struct{} {
 	for other := range k {
 		if other != slot {
 			delete(k, other)
 		}
 	}
-	if k[slot] == nil {
-		k[slot] = make(map[uint64]struct{}, len(ids))
+	if k[slot] == nil || len(k[slot]) > maxKnown {
+		k[slot] = make(map[uint64]struct{})
 	}
-	for id := range ids {
-		k[slot][id] = struct{}{}
-	}
+	return k[slot]
 }
 
 // keyHasher makes ids of the keys of a batch's flows. Flows of a batch share
 // ends, Services and lists of policies by pointer, so that texts are looked at
 // once a batch.
 type keyHasher struct {
-	ends     map[end]uint64
+	ends     map[*flow.Endpoint]uint64
 	services map[*flow.Service]uint64
 	policies map[*flow.PolicyRef]uint64
 	cluster  string
@@ -51,13 +43,16 @@ type keyHasher struct {
 	origin   uint64
 }
 
-type end struct {
-	addr     netip.Addr
-	endpoint *flow.Endpoint
+func newKeyHasher() *keyHasher {
+	return &keyHasher{ends: make(map[*flow.Endpoint]uint64), services: make(map[*flow.Service]uint64), policies: make(map[*flow.PolicyRef]uint64)}
 }
 
-func newKeyHasher() *keyHasher {
-	return &keyHasher{ends: make(map[end]uint64), services: make(map[*flow.Service]uint64), policies: make(map[*flow.PolicyRef]uint64)}
+// reset forgets the batch, and keeps the memory.
+func (k *keyHasher) reset() {
+	clear(k.ends)
+	clear(k.services)
+	clear(k.policies)
+	k.origin = 0
 }
 
 // mix adds a value to a hash (the finalizer of splitmix64).
@@ -68,35 +63,43 @@ func mix(h, v uint64) uint64 {
 	return h ^ h>>31
 }
 
-// textHash hashes texts, each with an end of its own.
+// textHash hashes texts, each by itself.
 func textHash(texts ...string) uint64 {
-	h := fnv.New64a()
+	var h uint64
 	for _, t := range texts {
-		_, _ = h.Write([]byte(t)) // a hash takes everything
-		_, _ = h.Write([]byte{0xff})
+		h = mix(h, xxhash.Sum64String(t))
 	}
-	return h.Sum64()
+	return h
+}
+
+// labelHash hashes labels, in whatever order they come.
+func labelHash(labels map[string]string) uint64 {
+	var h uint64
+	for k, v := range labels {
+		h += mix(xxhash.Sum64String(k), xxhash.Sum64String(v))
+	}
+	return mix(h, uint64(len(labels)))
 }
 
 func addrHash(a netip.Addr) uint64 {
 	if !a.IsValid() {
 		return 0
 	}
-	return textHash(string(columns.AddrBytes(a)))
+	b := a.As16()
+	return mix(mix(1, binary.BigEndian.Uint64(b[:8])), binary.BigEndian.Uint64(b[8:]))
 }
 
 func (k *keyHasher) end(addr netip.Addr, e *flow.Endpoint) uint64 {
-	key := end{addr, e}
-	id, ok := k.ends[key]
-	if !ok {
-		id = addrHash(addr)
-		if e != nil {
-			id = mix(mix(mix(id, uint64(e.Kind)), e.Identity), textHash(e.Namespace, e.Pod, e.Workload.Kind, e.Workload.Name, e.Node,
-				columns.LabelText(e.Labels), strings.Join(e.Candidates, ",")))
-		}
-		k.ends[key] = id
+	if e == nil {
+		return addrHash(addr)
 	}
-	return id
+	id, ok := k.ends[e]
+	if !ok {
+		id = mix(mix(uint64(e.Kind), e.Identity), textHash(e.Namespace, e.Pod, e.Workload.Kind, e.Workload.Name, e.Node))
+		id = mix(mix(id, labelHash(e.Labels)), textHash(e.Candidates...))
+		k.ends[e] = id
+	}
+	return mix(addrHash(addr), id)
 }
 
 func (k *keyHasher) service(s *flow.Service) uint64 {

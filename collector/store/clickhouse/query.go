@@ -62,8 +62,8 @@ func (s *Store) questionSettings(ctx context.Context) context.Context {
 	if s.server.topK != "" {
 		more[s.server.topK] = 0
 	}
-	if s.cluster != "" {
-		more["distributed_product_mode"] = "global"
+	if s.cluster != "" && s.server.textSettings {
+		more["distributed_product_mode"] = "global" // questions have every store's text
 	}
 	return settings(ctx, more)
 }

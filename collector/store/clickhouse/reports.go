@@ -22,8 +22,8 @@ func (s *Store) Reports(ctx context.Context, since, until time.Time, yield func(
 func (s *Store) Watched(ctx context.Context, since, until time.Time, yield func(store.Watched) bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // a reader that has seen enough ends the query
-	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT node, instance, scope, start, stop, limits FROM covered WHERE start >= %d AND start < %d
-		AND copy NOT IN (SELECT copy FROM excluded) ORDER BY node, instance, scope, start, stop, limits`, since.UnixMilli(), until.UnixMilli()))
+	rows, err := s.conn.Query(ctx, s.global(fmt.Sprintf(`SELECT node, instance, scope, start, stop, limits FROM covered WHERE start >= %d AND start < %d
+		AND copy NOT IN (SELECT copy FROM excluded) ORDER BY node, instance, scope, start, stop, limits`, since.UnixMilli(), until.UnixMilli())))
 	if err != nil {
 		return fmt.Errorf("read coverage: %w", err)
 	}
@@ -48,8 +48,8 @@ func (s *Store) Watched(ctx context.Context, since, until time.Time, yield func(
 func (s *Store) Gaps(ctx context.Context, since, until time.Time, yield func(flow.Gap) bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // a reader that has seen enough ends the query
-	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT node, source, kind, start, stop, lost, detail FROM gap WHERE start >= %d AND start < %d
-		AND copy NOT IN (SELECT copy FROM excluded) ORDER BY node, start, source, kind, stop, lost, detail`, since.UnixMilli(), until.UnixMilli()))
+	rows, err := s.conn.Query(ctx, s.global(fmt.Sprintf(`SELECT node, source, kind, start, stop, lost, detail FROM gap WHERE start >= %d AND start < %d
+		AND copy NOT IN (SELECT copy FROM excluded) ORDER BY node, start, source, kind, stop, lost, detail`, since.UnixMilli(), until.UnixMilli())))
 	if err != nil {
 		return fmt.Errorf("read gaps: %w", err)
 	}

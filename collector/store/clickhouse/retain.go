@@ -75,7 +75,7 @@ func (s *Store) shrink(ctx context.Context, limit uint64) (freed int64, err erro
 				condition += notDenied
 			}
 			if err := s.conn.QueryRow(ctx, fmt.Sprintf(`SELECT sum(bytes_on_disk), uniqExactIf(toUInt32OrZero(extract(partition, '[0-9]+')), %[1]s),
-				minIf(toUInt32OrZero(extract(partition, '[0-9]+')), %[1]s) FROM system.parts WHERE active AND database = currentDatabase()`, condition)).
+				minIf(toUInt32OrZero(extract(partition, '[0-9]+')), %[1]s) FROM %[2]s WHERE active AND database = %[3]s`, condition, s.parts(), quote(s.database))).
 				Scan(&total, &slots, &first); err != nil {
 				return freed, fmt.Errorf("read size of ClickHouse: %w", err)
 			}
@@ -102,7 +102,7 @@ func (s *Store) shrink(ctx context.Context, limit uint64) (freed int64, err erro
 // freeze sums up the edges of the slices before slot for the last time.
 func (s *Store) freeze(ctx context.Context, slot uint32) error {
 	var old uint64
-	if err := s.conn.QueryRow(ctx, fmt.Sprintf("SELECT count() FROM (SELECT DISTINCT slot FROM touched WHERE slot < %d AND slot NOT IN (SELECT slot FROM frozen))", slot)).Scan(&old); err != nil || old == 0 {
+	if err := s.conn.QueryRow(ctx, s.global(fmt.Sprintf("SELECT count() FROM (SELECT DISTINCT slot FROM touched WHERE slot < %d AND slot NOT IN (SELECT slot FROM frozen))", slot))).Scan(&old); err != nil || old == 0 {
 		return err
 	}
 	s.edges.Lock()
@@ -115,7 +115,7 @@ func (s *Store) freeze(ctx context.Context, slot uint32) error {
 	if err := s.conn.Exec(s.durable(ctx), fmt.Sprintf("INSERT INTO voided (slot, copy) SELECT slot, copy FROM contested_copies WHERE slot < %d", slot)); err != nil {
 		return err
 	}
-	return s.conn.Exec(s.durable(ctx), "INSERT INTO frozen (slot) SELECT DISTINCT slot FROM touched WHERE "+condition)
+	return s.conn.Exec(s.durable(ctx), s.global("INSERT INTO frozen (slot) SELECT DISTINCT slot FROM touched WHERE "+condition))
 }
 
 // RetainEdges implements store.Store.
@@ -132,11 +132,11 @@ func (s *Store) RetainEdges(ctx context.Context, before time.Time) (freed int64,
 }
 
 // dropPartitions drops the partitions of a table that meet a condition, and
-// returns what they took on the disk of the server that was asked.
+// returns what they took on the disk, of one replica of each shard.
 func (s *Store) dropPartitions(ctx context.Context, table, condition string) (freed int64, err error) {
 	table = s.local(table)
-	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT partition_id, sum(bytes_on_disk) FROM system.parts
-		WHERE active AND database = currentDatabase() AND table = %s AND %s GROUP BY partition_id ORDER BY partition_id`, quote(table), condition))
+	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT partition_id, sum(bytes_on_disk) FROM %s
+		WHERE active AND database = %s AND table = %s AND %s GROUP BY partition_id ORDER BY partition_id`, s.parts(), quote(s.database), quote(table), condition))
 	if err != nil {
 		return 0, fmt.Errorf("list partitions of %s: %w", table, err)
 	}
@@ -156,7 +156,7 @@ func (s *Store) dropPartitions(ctx context.Context, table, condition string) (fr
 		return 0, fmt.Errorf("list partitions of %s: %w", table, err)
 	}
 	for _, p := range all {
-		if err := s.conn.Exec(ctx, fmt.Sprintf("ALTER TABLE %s.%s%s DROP PARTITION ID %s", s.database, table, s.onCluster(), quote(p.id))); err != nil {
+		if err := s.define(ctx, s.conn, fmt.Sprintf("ALTER TABLE %s.%s%s DROP PARTITION ID %s", s.database, table, s.onCluster(), quote(p.id))); err != nil {
 			return freed, fmt.Errorf("drop partition %s of %s: %w", p.id, table, err)
 		}
 		freed += int64(p.bytes)
@@ -169,10 +169,10 @@ func (s *Store) pruneTimeline(ctx context.Context, before time.Time) error {
 	ms := before.UnixMilli()
 	var old uint64
 	condition := fmt.Sprintf("time < %d AND (deleted = 1 OR (cluster, kind, namespace, name, time, sequence) NOT IN (%s))", ms, newestBefore(ms))
-	if err := s.conn.QueryRow(ctx, "SELECT count() FROM change WHERE "+condition).Scan(&old); err != nil || old == 0 {
+	if err := s.conn.QueryRow(ctx, s.global("SELECT count() FROM change WHERE "+condition)).Scan(&old); err != nil || old == 0 {
 		return err
 	}
-	if err := s.conn.Exec(ctx, fmt.Sprintf("ALTER TABLE %s.%s%s DELETE WHERE %s", s.database, s.local("change"), s.onCluster(), condition)); err != nil {
+	if err := s.define(ctx, s.conn, fmt.Sprintf("ALTER TABLE %s.%s%s DELETE WHERE %s", s.database, s.local("change"), s.onCluster(), condition)); err != nil {
 		return fmt.Errorf("delete old changes: %w", err)
 	}
 	return s.mutated(ctx, "change")

@@ -81,7 +81,7 @@ const verdictType = "Enum8('unknown' = 0, 'allowed' = 1, 'denied' = 2, 'unanswer
 // from several collectors. Steps are never changed, only added.
 type step func(*Store) ([]string, error)
 
-func steps() []step { return []step{(*Store).firstTables} }
+func steps() []step { return []step{(*Store).firstTables, (*Store).viewsAnew} }
 
 // firstTables is version 1.
 func (s *Store) firstTables() ([]string, error) {
@@ -94,7 +94,22 @@ func (s *Store) firstTables() ([]string, error) {
 		out = append(out, s.createTable(t.name, columns, t.engine, t.partition, t.order, t.shard)...)
 	}
 	for _, v := range s.views() {
-		out = append(out, fmt.Sprintf("CREATE VIEW IF NOT EXISTS %s.%s%s AS %s", s.database, v.name, s.onCluster(), v.query))
+		out = append(out, s.createView(v))
+	}
+	return out, nil
+}
+
+func (s *Store) createView(v view) string {
+	return fmt.Sprintf("CREATE VIEW IF NOT EXISTS %s.%s%s AS %s", s.database, v.name, s.onCluster(), v.query)
+}
+
+// viewsAnew is version 2: the view flows has refused_at, and both know more
+// reasons and caveats. An old server cannot replace a view.
+func (s *Store) viewsAnew() (out []string, err error) {
+	for _, v := range s.views() {
+		if v.name == "flows" || v.name == "edges" {
+			out = append(out, fmt.Sprintf("DROP TABLE IF EXISTS %s.%s%s", s.database, v.name, s.onCluster()), s.createView(v))
+		}
 	}
 	return out, nil
 }
@@ -138,8 +153,8 @@ func (s *Store) createTable(name, columns, engine, partition, order, shard strin
 	}
 	local := name + "_local"
 	return []string{
-		fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s.%s%s (%s) ENGINE = Replicated%s('/clickhouse/tables/{shard}/%[1]s/%[2]s', '{replica}'%s) PARTITION BY %s ORDER BY (%s)",
-			s.database, local, s.onCluster(), columns, kind, arguments, partition, order),
+		fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s.%s%s (%s) ENGINE = Replicated%s('/clickhouse/tables/{shard}/%s/%s', '{replica}'%s) PARTITION BY %s ORDER BY (%s)",
+			s.database, local, s.onCluster(), columns, kind, s.database, local, arguments, partition, order),
 		fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s.%s%s (%s) ENGINE = Distributed(`%s`, %s, %s, %s)",
 			s.database, name, s.onCluster(), columns, s.cluster, s.database, local, shard),
 	}
@@ -153,34 +168,46 @@ func (s *Store) local(table string) string {
 	return table + "_local"
 }
 
-// migrate brings the database to this binary's version of the schema.
+// migrate brings the database to this binary's version of the schema. Where it
+// has that already nothing is defined: in a cluster that would wait for
+// replicas that are down.
 func (s *Store) migrate(ctx context.Context) error {
-	for _, q := range s.createTable("migration", "version UInt32, time DateTime", "MergeTree", "tuple()", "version", "version") {
-		if err := s.conn.Exec(ctx, q); err != nil {
-			return fmt.Errorf("make database %s: %w", s.database, err)
-		}
-	}
-	var version uint32
-	if err := s.conn.QueryRow(ctx, "SELECT max(version) FROM migration").Scan(&version); err != nil {
+	version, err := s.version(ctx)
+	if err != nil {
 		return fmt.Errorf("read version of database %s: %w", s.database, err)
 	}
 	all := steps()
-	if int(version) > len(all) {
+	if version > len(all) {
 		return fmt.Errorf("database %s has schema %d, and this collector knows up to %d: use a newer collector, or another database", s.database, version, len(all))
 	}
-	for i := int(version); i < len(all); i++ {
+	for i := version; i < len(all); i++ {
 		statements, err := all[i](s)
 		if err != nil {
 			return fmt.Errorf("migrate database %s to schema %d: %w", s.database, i+1, err)
 		}
-		for _, q := range statements {
-			if err := s.conn.Exec(ctx, q); err != nil {
+		for _, q := range append(statements, fmt.Sprintf("INSERT INTO migration (version, time) SELECT %d, now()", i+1)) {
+			if err := s.define(ctx, s.conn, q); err != nil {
 				return fmt.Errorf("migrate database %s to schema %d: %w", s.database, i+1, err)
 			}
 		}
-		if err := s.conn.Exec(ctx, fmt.Sprintf("INSERT INTO migration (version, time) SELECT %d, now()", i+1)); err != nil {
-			return fmt.Errorf("migrate database %s to schema %d: %w", s.database, i+1, err)
-		}
 	}
 	return nil
+}
+
+// version is that of the database's schema; 0 if it has none yet.
+func (s *Store) version(ctx context.Context) (int, error) {
+	var there uint64
+	if err := s.conn.QueryRow(ctx, "SELECT count() FROM system.tables WHERE database = "+quote(s.database)+" AND name = 'migration'").Scan(&there); err != nil {
+		return 0, err
+	}
+	if there == 0 {
+		for _, q := range s.createTable("migration", "version UInt32, time DateTime", "MergeTree", "tuple()", "version", "version") {
+			if err := s.define(ctx, s.conn, q); err != nil {
+				return 0, err
+			}
+		}
+	}
+	var version uint32
+	err := s.conn.QueryRow(ctx, "SELECT max(version) FROM migration").Scan(&version)
+	return int(version), err
 }

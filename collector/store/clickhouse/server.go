@@ -19,8 +19,8 @@ type server struct {
 	milliseconds bool
 	// skipping: indices that skip granules.
 	skipping bool
-	// quorum: inserts and their readers can be made to agree across replicas.
-	quorum bool
+	// textSettings: settings whose values are no numbers.
+	textSettings bool
 	// topK is what it calls the filter of ORDER BY … LIMIT, which fails in 26.5
 	// when rows come in at the same time; empty if it has none.
 	topK string
@@ -55,6 +55,6 @@ func capabilities(version string) (server, error) {
 	s.codecs = v >= 19*100+11
 	s.skipping = v >= 20*100+1
 	s.milliseconds = v >= 20*100+8
-	s.quorum = v >= 22*100
+	s.textSettings = v >= 20*100+8
 	return s, nil
 }

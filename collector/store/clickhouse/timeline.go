@@ -94,7 +94,7 @@ func (s *Store) newest(ctx context.Context, changes []flow.Change) (map[changeKe
 			keys[i] = fmt.Sprintf("(%s, %d, %s, %s)", quote(c.Cluster), c.Kind, quote(c.Namespace), quote(c.Name))
 		}
 		changes = changes[n:]
-		rows, err := s.conn.Query(s.consistent(ctx), fmt.Sprintf(`SELECT cluster, kind, namespace, name, argMax(deleted, (time, sequence)), argMax(object, (time, sequence)) FROM change
+		rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT cluster, kind, namespace, name, argMax(deleted, (time, sequence)), argMax(object, (time, sequence)) FROM change
 			WHERE (cluster, kind, namespace, name) IN (%s) GROUP BY cluster, kind, namespace, name`, strings.Join(keys, ", ")))
 		if err != nil {
 			return nil, err
@@ -126,9 +126,9 @@ func (s *Store) Timeline(ctx context.Context, since, until time.Time, yield func
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // a reader that has seen enough ends the query
-	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT %[1]s FROM (
+	rows, err := s.conn.Query(ctx, s.global(fmt.Sprintf(`SELECT %[1]s FROM (
 		SELECT %[1]s FROM change WHERE time < %[2]d AND deleted = 0 AND (cluster, kind, namespace, name, time, sequence) IN (%[4]s)
-		UNION ALL SELECT %[1]s FROM change WHERE time >= %[2]d AND time <= %[3]d) ORDER BY time, sequence`, changeColumns, from, until.UnixMilli(), newestBefore(from)))
+		UNION ALL SELECT %[1]s FROM change WHERE time >= %[2]d AND time <= %[3]d) ORDER BY time, sequence`, changeColumns, from, until.UnixMilli(), newestBefore(from))))
 	if err != nil {
 		return fmt.Errorf("read timeline: %w", err)
 	}

@@ -24,8 +24,7 @@ func (s *Store) views() []view {
 	db := s.database
 	all := []view{
 		{"contested_copies", `SELECT slot, copy FROM {db}.batch WHERE (cluster, instance, epoch, sequence) IN (SELECT cluster, instance, epoch, sequence FROM {db}.contested)
-			AND copy NOT IN (SELECT min(copy) FROM {db}.batch WHERE stored = 1 AND (cluster, instance, epoch, sequence) IN
-				(SELECT cluster, instance, epoch, sequence FROM {db}.contested) GROUP BY cluster, instance, epoch, sequence)`},
+			AND copy NOT IN (SELECT min(copy) FROM {db}.batch WHERE stored = 1 AND (cluster, instance, epoch, sequence) IN (SELECT cluster, instance, epoch, sequence FROM {db}.contested) GROUP BY cluster, instance, epoch, sequence)`},
 		{"excluded", `SELECT copy FROM (SELECT copy FROM {db}.contested_copies UNION ALL SELECT copy FROM {db}.voided)`},
 		{"flows", `SELECT start_ms, end_ms, ` + s.timeSQL("start_ms") + ` AS start_time, ` + s.timeSQL("end_ms") + ` AS end_time, cluster, node, pair, direction, verdict, expected,
 			assessment, caveat, reason, protocol, port, source_port,
@@ -33,12 +32,13 @@ func (s *Store) views() []view {
 			destination_kind, destination_ip, destination_namespace, destination_pod, destination_workload_kind, destination_workload, destination_node,
 			service_ip, service_port, service_namespace, service, policy_names AS policies, policy_refs, connections,
 			CASE WHEN counted = 1 THEN packets_out END AS packets_sent, CASE WHEN counted = 1 THEN bytes_out END AS bytes_sent,
-			CASE WHEN counted = 1 THEN packets_in END AS packets_received, CASE WHEN counted = 1 THEN bytes_in END AS bytes_received, tcp_flags
+			CASE WHEN counted = 1 THEN packets_in END AS packets_received, CASE WHEN counted = 1 THEN bytes_in END AS bytes_received, tcp_flags, refused_at
 			FROM (SELECT key, verdict, start AS start_ms, start + duration AS end_ms, source_port, connections, counted, tcp_flags, packets_sent AS packets_out,
 				bytes_sent AS bytes_out, packets_received AS packets_in, bytes_received AS bytes_in FROM {db}.flow WHERE copy NOT IN (SELECT copy FROM {db}.excluded)) AS f
-			ANY LEFT JOIN (SELECT id AS key, pair, cluster, node, port, ` + codesSQL() + `, ` + nameSQL("reason", upTo(flow.ReasonContradicted)...) + ` AS reason,
+			ANY LEFT JOIN (SELECT id AS key, pair, cluster, node, port, ` + codesSQL() + `, ` + nameSQL("reason", upTo(flow.ReasonLabelled)...) + ` AS reason,
 				` + ends("source", "src") + `, ` + ends("destination", "dst") + `,
-				service_ip, service_port, service_namespace, service, policy_names, policies AS policy_refs FROM {db}.key) AS k USING key`},
+				service_ip, service_port, service_namespace, service, policy_names, policies AS policy_refs, refused_at
+				FROM (SELECT *, ` + placeSQL() + ` AS refused_at FROM {db}.key)) AS k USING key`},
 		{"gaps", `SELECT DISTINCT node, source, ` + nameSQL("kind", upTo(flow.GapNames)...) + ` AS kind, start AS start_ms, stop AS end_ms, ` + s.timeSQL("start") + ` AS start_time, ` +
 			s.timeSQL("stop") + ` AS end_time, CASE WHEN lost > 0 THEN lost END AS lost, detail FROM {db}.gap WHERE copy NOT IN (SELECT copy FROM {db}.excluded)`},
 		{"coverage", `SELECT node, instance, start AS start_ms, stop AS end_ms, ` + s.timeSQL("start") + ` AS start_time, ` + s.timeSQL("stop") + ` AS end_time
@@ -56,9 +56,18 @@ func (s *Store) views() []view {
 			(cluster, namespace, policy, time) IN (SELECT cluster, namespace, policy, max(time) FROM {db}.rule GROUP BY cluster, namespace, policy)`},
 	}
 	for i := range all {
-		all[i].query = strings.ReplaceAll(all[i].query, "{db}", db)
+		all[i].query = s.global(strings.ReplaceAll(all[i].query, "{db}", db))
 	}
 	return all
+}
+
+// global makes a query ask each subquery of an IN once, for all servers of a
+// cluster; these would else refuse it, or ask it each.
+func (s *Store) global(query string) string {
+	if s.cluster == "" {
+		return query
+	}
+	return strings.NewReplacer(" NOT IN (SELECT ", " GLOBAL NOT IN (SELECT ", " IN (SELECT ", " GLOBAL IN (SELECT ").Replace(query)
 }
 
 // timeSQL makes a time of milliseconds.
@@ -92,8 +101,14 @@ func upTo[T ~uint8](last T) []T {
 
 func codesSQL() string {
 	return nameSQL("direction", upTo(flow.DirectionIngress)...) + " AS direction, " + nameSQL("expected", upTo(flow.VerdictUnanswered)...) + " AS expected, " +
-		nameSQL("assessment", upTo(flow.AssessmentUnanswered)...) + " AS assessment, " + nameSQL("caveat", upTo(flow.CaveatNoEndpoint)...) + " AS caveat, " +
+		nameSQL("assessment", upTo(flow.AssessmentUnanswered)...) + " AS assessment, " + nameSQL("caveat", upTo(flow.CaveatOtherCause)...) + " AS caveat, " +
 		nameSQL("protocol", flow.ICMP, flow.TCP, flow.UDP, flow.ICMPv6, flow.SCTP) + " AS protocol"
+}
+
+// placeSQL is where connections were stopped; empty where that is unknown.
+func placeSQL() string {
+	place := strings.ReplaceAll(dialect().RefusedAt(), "k.", "")
+	return "transform(" + place + ", [1, 2, 3], ['egress', 'ingress', 'between'], '')"
 }
 
 func kindSQL(column string) string { return nameSQL(column, upTo(flow.EndpointAPIServer)...) }

@@ -27,7 +27,7 @@ const (
 	s.workload AS source_workload, s.node AS source_node,
 	%[9]s AS destination_kind, d.ip AS destination_ip, d.namespace AS destination_namespace, d.pod AS destination_pod, d.workload_kind AS destination_workload_kind,
 	d.workload AS destination_workload, d.node AS destination_node,
-	k.service_ip, k.service_port, k.service_namespace, k.service, k.policy_names AS policies, k.policies AS policy_refs`
+	k.service_ip, k.service_port, k.service_namespace, k.service, k.policy_names AS policies, k.policies AS policy_refs, %[10]s AS refused_at`
 	gapsPart = `SELECT node, source, %[2]s AS kind, start AS start_ms, "end" AS end_ms, make_timestamptz(start * 1000) AS start_time,
 	make_timestamptz("end" * 1000) AS end_time, nullif(lost, 0) AS lost, detail FROM %[1]s.gap`
 	coveragePart = `SELECT node, instance, start AS start_ms, "end" AS end_ms, make_timestamptz(start * 1000) AS start_time, make_timestamptz("end" * 1000) AS end_time FROM %[1]s.coverage`
@@ -91,14 +91,19 @@ func keyNames(alias string) []any {
 	return []any{
 		nameSQL(alias+".direction", upTo(flow.DirectionIngress)...), nameSQL(alias+".verdict", upTo(flow.VerdictUnanswered)...),
 		nameSQL(alias+".expected", upTo(flow.VerdictUnanswered)...), nameSQL(alias+".assessment", upTo(flow.AssessmentUnanswered)...),
-		nameSQL(alias+".caveat", upTo(flow.CaveatNoEndpoint)...),
+		nameSQL(alias+".caveat", upTo(flow.CaveatOtherCause)...),
 	}
 }
 
 // keySQL are the columns that a flow has of its key and its ends.
 func keySQL() string {
-	return fmt.Sprintf(keyColumns, append(keyNames("k"), nameSQL("k.reason", upTo(flow.ReasonContradicted)...), protocolSQL("k.protocol"),
-		nameSQL("s.kind", upTo(flow.EndpointAPIServer)...), nameSQL("d.kind", upTo(flow.EndpointAPIServer)...))...)
+	return fmt.Sprintf(keyColumns, append(keyNames("k"), nameSQL("k.reason", upTo(flow.ReasonLabelled)...), protocolSQL("k.protocol"),
+		nameSQL("s.kind", upTo(flow.EndpointAPIServer)...), nameSQL("d.kind", upTo(flow.EndpointAPIServer)...), placeSQL())...)
+}
+
+// placeSQL is where connections were stopped; empty where that is unknown.
+func placeSQL() string {
+	return "CASE (" + dialect().RefusedAt() + ") WHEN 1 THEN 'egress' WHEN 2 THEN 'ingress' WHEN 3 THEN 'between' ELSE '' END"
 }
 
 // flowsOf selects a slice's flows. That the keys of a table are asked for their

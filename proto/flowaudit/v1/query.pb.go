@@ -437,6 +437,9 @@ type Selector struct {
 	Assessments   []Assessment           `protobuf:"varint,8,rep,packed,name=assessments,proto3,enum=flowaudit.v1.Assessment" json:"assessments,omitempty"`
 	Nodes         []string               `protobuf:"bytes,9,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Clusters      []string               `protobuf:"bytes,10,rep,name=clusters,proto3" json:"clusters,omitempty"`
+	Reasons       []Reason               `protobuf:"varint,11,rep,packed,name=reasons,proto3,enum=flowaudit.v1.Reason" json:"reasons,omitempty"`
+	Caveats       []Caveat               `protobuf:"varint,12,rep,packed,name=caveats,proto3,enum=flowaudit.v1.Caveat" json:"caveats,omitempty"`
+	RefusedAt     []Place                `protobuf:"varint,13,rep,packed,name=refused_at,json=refusedAt,proto3,enum=flowaudit.v1.Place" json:"refused_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -537,6 +540,27 @@ func (x *Selector) GetNodes() []string {
 func (x *Selector) GetClusters() []string {
 	if x != nil {
 		return x.Clusters
+	}
+	return nil
+}
+
+func (x *Selector) GetReasons() []Reason {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *Selector) GetCaveats() []Caveat {
+	if x != nil {
+		return x.Caveats
+	}
+	return nil
+}
+
+func (x *Selector) GetRefusedAt() []Place {
+	if x != nil {
+		return x.RefusedAt
 	}
 	return nil
 }
@@ -2360,7 +2384,7 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\x04pods\x18\x02 \x03(\v2\x17.flowaudit.v1.PodPrefixR\x04pods\x128\n" +
 	"\tworkloads\x18\x03 \x03(\v2\x1a.flowaudit.v1.WorkloadNameR\tworkloads\x12\x1a\n" +
 	"\bprefixes\x18\x04 \x03(\tR\bprefixes\x12/\n" +
-	"\x06labels\x18\x05 \x03(\v2\x17.flowaudit.v1.LabelTermR\x06labels\"\x90\x03\n" +
+	"\x06labels\x18\x05 \x03(\v2\x17.flowaudit.v1.LabelTermR\x06labels\"\xa4\x04\n" +
 	"\bSelector\x12*\n" +
 	"\x06either\x18\x01 \x01(\v2\x12.flowaudit.v1.EndsR\x06either\x12&\n" +
 	"\x04from\x18\x02 \x01(\v2\x12.flowaudit.v1.EndsR\x04from\x12\"\n" +
@@ -2374,7 +2398,11 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\vassessments\x18\b \x03(\x0e2\x18.flowaudit.v1.AssessmentR\vassessments\x12\x14\n" +
 	"\x05nodes\x18\t \x03(\tR\x05nodes\x12\x1a\n" +
 	"\bclusters\x18\n" +
-	" \x03(\tR\bclusters\"\x8c\x01\n" +
+	" \x03(\tR\bclusters\x12.\n" +
+	"\areasons\x18\v \x03(\x0e2\x14.flowaudit.v1.ReasonR\areasons\x12.\n" +
+	"\acaveats\x18\f \x03(\x0e2\x14.flowaudit.v1.CaveatR\acaveats\x122\n" +
+	"\n" +
+	"refused_at\x18\r \x03(\x0e2\x13.flowaudit.v1.PlaceR\trefusedAt\"\x8c\x01\n" +
 	"\x06Filter\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x14\n" +
 	"\x05until\x18\x02 \x01(\x03R\x05until\x12,\n" +
@@ -2615,13 +2643,15 @@ var file_flowaudit_v1_query_proto_goTypes = []any{
 	(Verdict)(0),               // 33: flowaudit.v1.Verdict
 	(Direction)(0),             // 34: flowaudit.v1.Direction
 	(Assessment)(0),            // 35: flowaudit.v1.Assessment
-	(*Flows)(nil),              // 36: flowaudit.v1.Flows
-	(*Coverage)(nil),           // 37: flowaudit.v1.Coverage
-	(*structpb.ListValue)(nil), // 38: google.protobuf.ListValue
-	(Scope)(0),                 // 39: flowaudit.v1.Scope
-	(*Gap)(nil),                // 40: flowaudit.v1.Gap
-	(EndpointKind)(0),          // 41: flowaudit.v1.EndpointKind
-	(Caveat)(0),                // 42: flowaudit.v1.Caveat
+	(Reason)(0),                // 36: flowaudit.v1.Reason
+	(Caveat)(0),                // 37: flowaudit.v1.Caveat
+	(Place)(0),                 // 38: flowaudit.v1.Place
+	(*Flows)(nil),              // 39: flowaudit.v1.Flows
+	(*Coverage)(nil),           // 40: flowaudit.v1.Coverage
+	(*structpb.ListValue)(nil), // 41: google.protobuf.ListValue
+	(Scope)(0),                 // 42: flowaudit.v1.Scope
+	(*Gap)(nil),                // 43: flowaudit.v1.Gap
+	(EndpointKind)(0),          // 44: flowaudit.v1.EndpointKind
 }
 var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	0,  // 0: flowaudit.v1.LabelTerm.op:type_name -> flowaudit.v1.LabelOp
@@ -2634,54 +2664,57 @@ var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	33, // 7: flowaudit.v1.Selector.verdicts:type_name -> flowaudit.v1.Verdict
 	34, // 8: flowaudit.v1.Selector.directions:type_name -> flowaudit.v1.Direction
 	35, // 9: flowaudit.v1.Selector.assessments:type_name -> flowaudit.v1.Assessment
-	7,  // 10: flowaudit.v1.Filter.match:type_name -> flowaudit.v1.Selector
-	7,  // 11: flowaudit.v1.Filter.not:type_name -> flowaudit.v1.Selector
-	8,  // 12: flowaudit.v1.ObserveRequest.filter:type_name -> flowaudit.v1.Filter
-	36, // 13: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
-	37, // 14: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
-	31, // 15: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
-	38, // 16: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
-	37, // 17: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
-	16, // 18: flowaudit.v1.ListResponse.questions:type_name -> flowaudit.v1.Question
-	17, // 19: flowaudit.v1.Question.arguments:type_name -> flowaudit.v1.Argument
-	21, // 20: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
-	20, // 21: flowaudit.v1.StatusResponse.cluster:type_name -> flowaudit.v1.ClusterState
-	39, // 22: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
-	40, // 23: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
-	24, // 24: flowaudit.v1.EdgesResponse.ends:type_name -> flowaudit.v1.EdgeEnd
-	25, // 25: flowaudit.v1.EdgesResponse.edges:type_name -> flowaudit.v1.Edge
-	37, // 26: flowaudit.v1.EdgesResponse.coverage:type_name -> flowaudit.v1.Coverage
-	41, // 27: flowaudit.v1.EdgeEnd.kind:type_name -> flowaudit.v1.EndpointKind
-	32, // 28: flowaudit.v1.EdgeEnd.labels:type_name -> flowaudit.v1.EdgeEnd.LabelsEntry
-	34, // 29: flowaudit.v1.Edge.direction:type_name -> flowaudit.v1.Direction
-	33, // 30: flowaudit.v1.Edge.verdict:type_name -> flowaudit.v1.Verdict
-	33, // 31: flowaudit.v1.Edge.expected:type_name -> flowaudit.v1.Verdict
-	35, // 32: flowaudit.v1.Edge.assessment:type_name -> flowaudit.v1.Assessment
-	42, // 33: flowaudit.v1.Edge.caveat:type_name -> flowaudit.v1.Caveat
-	1,  // 34: flowaudit.v1.Edge.exempt:type_name -> flowaudit.v1.Exemption
-	30, // 35: flowaudit.v1.TimelineResponse.changes:type_name -> flowaudit.v1.Change
-	2,  // 36: flowaudit.v1.Change.kind:type_name -> flowaudit.v1.ChangeKind
-	9,  // 37: flowaudit.v1.Query.Observe:input_type -> flowaudit.v1.ObserveRequest
-	11, // 38: flowaudit.v1.Query.Run:input_type -> flowaudit.v1.RunRequest
-	13, // 39: flowaudit.v1.Query.Select:input_type -> flowaudit.v1.SelectRequest
-	14, // 40: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
-	18, // 41: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
-	22, // 42: flowaudit.v1.Query.Edges:input_type -> flowaudit.v1.EdgesRequest
-	26, // 43: flowaudit.v1.Query.Timeline:input_type -> flowaudit.v1.TimelineRequest
-	28, // 44: flowaudit.v1.Query.Objects:input_type -> flowaudit.v1.ObjectsRequest
-	10, // 45: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
-	12, // 46: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
-	12, // 47: flowaudit.v1.Query.Select:output_type -> flowaudit.v1.RunResponse
-	15, // 48: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
-	19, // 49: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
-	23, // 50: flowaudit.v1.Query.Edges:output_type -> flowaudit.v1.EdgesResponse
-	27, // 51: flowaudit.v1.Query.Timeline:output_type -> flowaudit.v1.TimelineResponse
-	29, // 52: flowaudit.v1.Query.Objects:output_type -> flowaudit.v1.ObjectsResponse
-	45, // [45:53] is the sub-list for method output_type
-	37, // [37:45] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	36, // 10: flowaudit.v1.Selector.reasons:type_name -> flowaudit.v1.Reason
+	37, // 11: flowaudit.v1.Selector.caveats:type_name -> flowaudit.v1.Caveat
+	38, // 12: flowaudit.v1.Selector.refused_at:type_name -> flowaudit.v1.Place
+	7,  // 13: flowaudit.v1.Filter.match:type_name -> flowaudit.v1.Selector
+	7,  // 14: flowaudit.v1.Filter.not:type_name -> flowaudit.v1.Selector
+	8,  // 15: flowaudit.v1.ObserveRequest.filter:type_name -> flowaudit.v1.Filter
+	39, // 16: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
+	40, // 17: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
+	31, // 18: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
+	41, // 19: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
+	40, // 20: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
+	16, // 21: flowaudit.v1.ListResponse.questions:type_name -> flowaudit.v1.Question
+	17, // 22: flowaudit.v1.Question.arguments:type_name -> flowaudit.v1.Argument
+	21, // 23: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
+	20, // 24: flowaudit.v1.StatusResponse.cluster:type_name -> flowaudit.v1.ClusterState
+	42, // 25: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
+	43, // 26: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
+	24, // 27: flowaudit.v1.EdgesResponse.ends:type_name -> flowaudit.v1.EdgeEnd
+	25, // 28: flowaudit.v1.EdgesResponse.edges:type_name -> flowaudit.v1.Edge
+	40, // 29: flowaudit.v1.EdgesResponse.coverage:type_name -> flowaudit.v1.Coverage
+	44, // 30: flowaudit.v1.EdgeEnd.kind:type_name -> flowaudit.v1.EndpointKind
+	32, // 31: flowaudit.v1.EdgeEnd.labels:type_name -> flowaudit.v1.EdgeEnd.LabelsEntry
+	34, // 32: flowaudit.v1.Edge.direction:type_name -> flowaudit.v1.Direction
+	33, // 33: flowaudit.v1.Edge.verdict:type_name -> flowaudit.v1.Verdict
+	33, // 34: flowaudit.v1.Edge.expected:type_name -> flowaudit.v1.Verdict
+	35, // 35: flowaudit.v1.Edge.assessment:type_name -> flowaudit.v1.Assessment
+	37, // 36: flowaudit.v1.Edge.caveat:type_name -> flowaudit.v1.Caveat
+	1,  // 37: flowaudit.v1.Edge.exempt:type_name -> flowaudit.v1.Exemption
+	30, // 38: flowaudit.v1.TimelineResponse.changes:type_name -> flowaudit.v1.Change
+	2,  // 39: flowaudit.v1.Change.kind:type_name -> flowaudit.v1.ChangeKind
+	9,  // 40: flowaudit.v1.Query.Observe:input_type -> flowaudit.v1.ObserveRequest
+	11, // 41: flowaudit.v1.Query.Run:input_type -> flowaudit.v1.RunRequest
+	13, // 42: flowaudit.v1.Query.Select:input_type -> flowaudit.v1.SelectRequest
+	14, // 43: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
+	18, // 44: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
+	22, // 45: flowaudit.v1.Query.Edges:input_type -> flowaudit.v1.EdgesRequest
+	26, // 46: flowaudit.v1.Query.Timeline:input_type -> flowaudit.v1.TimelineRequest
+	28, // 47: flowaudit.v1.Query.Objects:input_type -> flowaudit.v1.ObjectsRequest
+	10, // 48: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
+	12, // 49: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
+	12, // 50: flowaudit.v1.Query.Select:output_type -> flowaudit.v1.RunResponse
+	15, // 51: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
+	19, // 52: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
+	23, // 53: flowaudit.v1.Query.Edges:output_type -> flowaudit.v1.EdgesResponse
+	27, // 54: flowaudit.v1.Query.Timeline:output_type -> flowaudit.v1.TimelineResponse
+	29, // 55: flowaudit.v1.Query.Objects:output_type -> flowaudit.v1.ObjectsResponse
+	48, // [48:56] is the sub-list for method output_type
+	40, // [40:48] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_flowaudit_v1_query_proto_init() }

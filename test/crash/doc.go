@@ -1,0 +1,2 @@
+// Package crash tests that flows count once, whoever is killed on their way into ClickHouse.
+package crash
