@@ -3,6 +3,7 @@ package collector
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -19,6 +20,8 @@ type committer struct {
 	waiting chan submission
 	// committed is told each group of new batches after it is durable.
 	committed func([]flow.Batch)
+	// trouble is why the newest group is not stored; nil when it is.
+	trouble atomic.Pointer[string]
 }
 
 // submission is a batch on its way into the store. done is called once, from
@@ -88,7 +91,11 @@ func (c *committer) commit(ctx context.Context, group []submission) {
 		return
 	}
 	if err != nil {
+		text := err.Error()
+		c.trouble.Store(&text)
 		err = fmt.Errorf("store batch %s: %w", group[0].batch.Key, err)
+	} else {
+		c.trouble.Store(nil)
 	}
 	for i, s := range group {
 		s.done(i < len(duplicate) && duplicate[i], err)

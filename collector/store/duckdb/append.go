@@ -15,7 +15,13 @@ import (
 func (s *Store) Append(ctx context.Context, batches []flow.Batch) (duplicate []bool, err error) {
 	s.write.Lock()
 	defer s.write.Unlock()
+	if s.failed {
+		if err := s.recover(ctx); err != nil {
+			return nil, fmt.Errorf("recover from a write that failed: %w", err)
+		}
+	}
 	if err := s.roll(ctx); err != nil {
+		s.failed = true
 		return nil, err
 	}
 	duplicate = make([]bool, len(batches))
@@ -34,8 +40,8 @@ func (s *Store) Append(ctx context.Context, batches []flow.Batch) (duplicate []b
 	sl := s.last()
 	added, err := s.commit(ctx, sl, fresh)
 	if err != nil {
-		// What the transaction would have written is not there: number it anew.
-		return nil, errors.Join(err, sl.loadDictionary(context.WithoutCancel(ctx), s.db))
+		s.failed = true
+		return nil, err
 	}
 	sl.dict.written()
 	for _, b := range fresh {

@@ -43,6 +43,7 @@ type Store struct {
 	writer   *writer
 	keys     batchKeys
 	timeline timeline
+	failed   bool                 // the last write to the open slice
 	months   map[time.Time]*month // of edges, by the month's beginning
 
 	// read guards the list: queries hold it shared while they use slices.

@@ -337,7 +337,7 @@ func (s *Store) writeEdges(ctx context.Context, m *month, sl *slice, hours []tim
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("store edges of %s: %w", sl.path, err)
+		return errors.Join(fmt.Errorf("store edges of %s: %w", sl.path, err), s.revive(ctx, err, m.name, m.path))
 	}
 	s.read.Lock()
 	defer s.read.Unlock()

@@ -23,8 +23,9 @@ type slice struct {
 	held  atomic.Pointer[content]
 
 	// dict and sums are kept while the slice takes writes.
-	dict *dictionary
-	sums *sums
+	dict     *dictionary
+	sums     *sums
+	unsummed uint64 // how many flows it held when sums could not be made
 	// summed says that the table hour has what all its flows add up to.
 	summed bool
 	// converted says that an older schema became today's when it was opened: such

@@ -37,11 +37,15 @@ type mark struct{ flow, denied int64 }
 // sumUp takes new flows into the sums of a slice when there are enough of
 // them. Where that fails questions read the flows themselves.
 func (s *Store) sumUp(ctx context.Context, sl *slice) {
-	if sl.sums == nil || sl.held.Load().flows-sl.sums.upto < s.unsummed {
-		return
-	}
-	if err := s.addSums(ctx, sl); err != nil && ctx.Err() == nil {
-		s.o.Logger.Error("flows were not summed up, questions take longer", "file", sl.path, "error", err)
+	held := sl.held.Load().flows
+	switch {
+	case sl.sums == nil && held-sl.unsummed >= s.unsummed:
+		s.openSums(ctx, sl)
+	case sl.sums != nil && held-sl.sums.upto >= s.unsummed:
+		if err := s.addSums(ctx, sl); err != nil && ctx.Err() == nil {
+			s.o.Logger.Error("flows were not summed up, questions take longer", "file", sl.path, "error", errors.Join(err, s.dropSums(ctx, sl, false)))
+			sl.unsummed = held
+		}
 	}
 }
 
@@ -114,7 +118,8 @@ func (s *Store) openSums(ctx context.Context, sl *slice) {
 		}
 	}
 	if err != nil {
-		s.o.Logger.Error("flows will not be summed up, questions take longer", "file", m.path, "error", err)
+		s.o.Logger.Error("flows are not summed up, questions take longer", "file", m.path, "error", err)
+		sl.unsummed = sl.held.Load().flows
 		return
 	}
 	s.read.Lock()

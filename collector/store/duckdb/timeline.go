@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -98,7 +99,7 @@ func (s *Store) Record(ctx context.Context, changes []flow.Change) error {
 				delete(s.timeline.newest, k)
 			}
 		}
-		return fmt.Errorf("record changes: %w", err)
+		return errors.Join(fmt.Errorf("record changes: %w", err), s.revive(ctx, err, timelineName, filepath.Join(s.o.Dir, timelineFile)))
 	}
 	s.timeline.sequence += uint64(len(rows))
 	return nil
