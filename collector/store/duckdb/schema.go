@@ -19,6 +19,8 @@ var (
 	sliceSteps = steps{firstSlice, deniedApart}
 	monthSteps = steps{firstMonth}
 	sumsSteps  = steps{firstSums}
+	// The timeline is one file, whatever there is.
+	timelineSteps = steps{firstTimeline}
 )
 
 // firstSlice is the schema of a slice. Columns that may be unknown hold the
@@ -60,6 +62,11 @@ CREATE TABLE IF NOT EXISTS %[1]s.source (slice VARCHAR);
 const firstSums = `
 CREATE TABLE %[1]s.minute (key UINTEGER, first BIGINT, last BIGINT, flows UBIGINT, connections UBIGINT, sent UBIGINT, received UBIGINT);
 CREATE TABLE %[1]s.upto (flow BIGINT, denied BIGINT);
+`
+
+const firstTimeline = `
+CREATE TABLE IF NOT EXISTS %[1]s.change (time BIGINT, sequence UBIGINT, cluster VARCHAR, kind UTINYINT,
+	namespace VARCHAR, name VARCHAR, author VARCHAR, deleted UTINYINT, object BLOB);
 `
 
 // migrate brings an attached database to the newest version, and says which

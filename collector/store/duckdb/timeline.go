@@ -20,9 +20,6 @@ const (
 	timelineName = "timeline"
 )
 
-const timelineSchema = `CREATE TABLE IF NOT EXISTS timeline.change (time BIGINT, sequence UBIGINT, cluster VARCHAR, kind UTINYINT,
-	namespace VARCHAR, name VARCHAR, author VARCHAR, deleted UTINYINT, object BLOB)`
-
 // timeline knows of each object what its newest change says.
 type timeline struct {
 	open bool
@@ -48,7 +45,7 @@ func (s *Store) openTimeline(ctx context.Context) error {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	s.timeline.open, s.timeline.newest = true, make(map[changeKey]newestChange)
-	if _, err := s.db.ExecContext(ctx, timelineSchema); err != nil {
+	if _, err := timelineSteps.migrate(ctx, s.db, timelineName); err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	err := s.changes(ctx, "SELECT "+changeColumns+" FROM timeline.change ORDER BY sequence", nil, func(sequence uint64, c flow.Change) bool {
