@@ -2,9 +2,11 @@ package collector
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 
+	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -90,12 +92,15 @@ func (c *committer) commit(ctx context.Context, group []submission) {
 		}
 		return
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+		c.trouble.Store(nil)
+	case !errors.Is(err, store.ErrBatch):
 		text := err.Error()
 		c.trouble.Store(&text)
+	}
+	if err != nil {
 		err = fmt.Errorf("store batch %s: %w", group[0].batch.Key, err)
-	} else {
-		c.trouble.Store(nil)
 	}
 	for i, s := range group {
 		s.done(i < len(duplicate) && duplicate[i], err)

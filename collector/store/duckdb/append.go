@@ -6,7 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
+	"github.com/duckdb/duckdb-go/v2"
+
+	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/collector/store/columns"
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -61,9 +65,20 @@ func (s *Store) commit(ctx context.Context, sl *slice, batches []*flow.Batch) (a
 		return s.appendRest(sl, batches)
 	})
 	if err != nil {
-		return added, fmt.Errorf("write to %s: %w", sl.path, err)
+		return added, fmt.Errorf("write to %s: %w", sl.path, unstorable(err))
 	}
 	return added, nil
+}
+
+// unstorable marks errors that say that a value is none that DuckDB can hold.
+func unstorable(err error) error {
+	var e *duckdb.Error
+	if errors.As(err, &e) && slices.Contains([]duckdb.ErrorType{
+		duckdb.ErrorTypeConversion, duckdb.ErrorTypeOutOfRange, duckdb.ErrorTypeInvalidInput, duckdb.ErrorTypeConstraint, duckdb.ErrorTypeObjectSize,
+	}, e.Type) {
+		return fmt.Errorf("%w: %w", store.ErrBatch, err)
+	}
+	return err
 }
 
 // appendFlows writes refused flows into a table of their own: questions about
