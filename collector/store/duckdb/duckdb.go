@@ -56,6 +56,7 @@ type Store struct {
 	defined  defined
 	reported reported
 	unsummed uint64 // how many flows wait to be summed up
+	inMemory int    // how many flows an answer may hold
 }
 
 var _ store.Store = (*Store)(nil)
@@ -87,7 +88,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start DuckDB: %w", err)
 	}
-	s := &Store{o: o, db: sql.OpenDB(connector), keys: make(batchKeys), unsummed: maxUnsummed, defined: defined{views: make(map[string]string)}}
+	s := &Store{o: o, db: sql.OpenDB(connector), keys: make(batchKeys), unsummed: maxUnsummed, inMemory: maxInMemory, defined: defined{views: make(map[string]string)}}
 	if err := s.start(ctx); err != nil {
 		return nil, errors.Join(err, s.db.Close())
 	}

@@ -21,7 +21,10 @@ const mergeSlack = 15 * time.Second
 func (s *Store) Flows(ctx context.Context, req store.FlowsRequest, yield func(flow.Flow) bool) error {
 	s.read.RLock()
 	defer s.read.RUnlock()
-	if req.Last > 0 {
+	switch {
+	case req.Last > s.inMemory:
+		return s.manyLastFlows(ctx, req.Filter, req.Last, yield)
+	case req.Last > 0:
 		return s.lastFlows(ctx, &req.Filter, req.Last, yield)
 	}
 	given := 0
@@ -51,6 +54,57 @@ func (s *Store) lastFlows(ctx context.Context, f *flow.Filter, n int, yield func
 			}
 		}
 		return nil
+	}
+}
+
+// maxInMemory is how many of the newest flows are held at once.
+const maxInMemory = 10_000
+
+// manyLastFlows gives the newest n without holding them: it finds when they
+// begin, counts the flows from there on, and then leaves out those too many.
+func (s *Store) manyLastFlows(ctx context.Context, f flow.Filter, n int, yield func(flow.Flow) bool) error {
+	given := f.Since
+	for limit := 2*n + 64; ; limit *= 4 {
+		query, args, _ := s.rowsQuery(&f, "start DESC", limit)
+		if query == "" {
+			return nil
+		}
+		var rows, from int64
+		if err := s.db.QueryRowContext(ctx, "SELECT count(*), coalesce(min(start), 0) FROM ("+query+")", args...).Scan(&rows, &from); err != nil {
+			return fmt.Errorf("read flows: %w", err)
+		}
+		all := rows < int64(limit)
+		if !all {
+			// Each flow whose reports are complete begins mergeSlack later.
+			f.Since = time.UnixMilli(from).Add(mergeSlack)
+		}
+		total := 0
+		late := func(r *flow.Flow) bool { return all || !r.Start.Before(f.Since) }
+		err := s.scan(ctx, &f, "start", 0, func(r flow.Flow) bool {
+			if late(&r) {
+				total++
+			}
+			return true
+		})
+		if err != nil {
+			return err
+		}
+		if total < n && !all {
+			f.Since = given
+			continue
+		}
+		skip, left := max(0, total-n), n
+		return s.scan(ctx, &f, "start", 0, func(r flow.Flow) bool {
+			switch {
+			case !late(&r):
+				return true
+			case skip > 0:
+				skip--
+				return true
+			}
+			left--
+			return yield(r) && left > 0
+		})
 	}
 }
 
