@@ -33,7 +33,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := options{
-		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Agents: collector.AgentOptions{Audience: "flowaudit-collector", Accounts: []string{"flowaudit/flowaudit-agent"}}, Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel", MetricsPairs: 2000, Monitor: monitor.Options{LogLevel: "info", LogFormat: "text"}},
+		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Agents: collector.AgentOptions{Audience: "flowaudit-collector", Accounts: []string{"flowaudit/flowaudit-agent"}}, Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel", MetricsPairs: 2000, Alerts: collector.AlertOptions{Queue: "flowaudit-data/alerts"}, Monitor: monitor.Options{LogLevel: "info", LogFormat: "text"}},
 		place{db: duckdb.Options{Dir: "flowaudit-data"}},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(place{})); diff != "" {
@@ -59,7 +59,9 @@ func TestFlags(t *testing.T) {
 		{"--agent-audience x --agent-account a/b,c/d --agent-rate 1e4", func(o *options) {
 			o.Collector.Agents = collector.AgentOptions{Audience: "x", Accounts: []string{"a/b", "c/d"}, Rate: 1e4}
 		}},
-		{"--data /var/lib/flowaudit", func(o *options) { o.Store.db.Dir = "/var/lib/flowaudit" }},
+		{"--data /var/lib/flowaudit", func(o *options) {
+			o.Store.db.Dir, o.Collector.Alerts.Queue = "/var/lib/flowaudit", "/var/lib/flowaudit/alerts"
+		}},
 		{"--manifests /objects", func(o *options) { o.Collector.Manifests = "/objects" }},
 		{"--retain 12h", func(o *options) { o.Collector.Retain.Flows = 12 * time.Hour }},
 		{"--retain 1.5d", func(o *options) { o.Collector.Retain.Flows = 36 * time.Hour }},

@@ -39,11 +39,12 @@ type Store struct {
 	db *sql.DB
 
 	// write is held by the one who appends or changes the list of slices.
-	write    sync.Mutex
-	writer   *writer
-	keys     batchKeys
-	timeline timeline
-	months   map[time.Time]*month // of edges, by the month's beginning
+	write     sync.Mutex
+	writer    *writer
+	keys      batchKeys
+	timeline  timeline
+	documents bool                 // their file is open
+	months    map[time.Time]*month // of edges, by the month's beginning
 
 	// read guards the list: queries hold it shared while they use slices.
 	read   sync.RWMutex
@@ -106,6 +107,9 @@ func (s *Store) start(ctx context.Context) error {
 	if err := s.openTimeline(ctx); err != nil {
 		return err
 	}
+	if err := s.openDocuments(ctx); err != nil {
+		return err
+	}
 	if len(s.slices) > 0 {
 		if err := s.last().loadDictionary(ctx, s.db); err != nil {
 			return err
@@ -164,7 +168,7 @@ func (s *Store) attachAll(ctx context.Context) error {
 		return fmt.Errorf("list store files: %w", err)
 	}
 	for _, path := range files {
-		if name := filepath.Base(path); name == timelineFile || strings.HasPrefix(name, edgePrefix) || strings.HasPrefix(name, archivePrefix) {
+		if name := filepath.Base(path); name == timelineFile || name == documentsFile || strings.HasPrefix(name, edgePrefix) || strings.HasPrefix(name, archivePrefix) {
 			continue
 		}
 		ms, err := strconv.ParseInt(strings.TrimSuffix(filepath.Base(path), fileSuffix), 10, 64)
@@ -290,6 +294,10 @@ func (s *Store) Close() error {
 	s.months = nil
 	if s.timeline.open {
 		_, err := s.db.Exec("DETACH " + timelineName)
+		errs = append(errs, err)
+	}
+	if s.documents {
+		_, err := s.db.Exec("DETACH " + documentsName)
 		errs = append(errs, err)
 	}
 	return errors.Join(append(errs, s.db.Close())...)
