@@ -78,6 +78,10 @@ type alerting struct {
 	waiting  map[string]alert.Record // what notifiers were not told yet, by the alert's ID
 	synced   time.Time               // when silences were read
 
+	// newsMu guards news by itself.
+	newsMu sync.Mutex
+	news   []flow.Change // that the engine was not told yet
+
 	// told guards deliveries by itself: it is taken with the dispatcher's lock.
 	told       sync.Mutex
 	deliveries []delivery
@@ -180,6 +184,7 @@ func (a *alerting) committed(batches []flow.Batch) {
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.hear()
 	for i := range batches {
 		b := &batches[i]
 		a.engine.Heard(now, b)
@@ -197,10 +202,24 @@ func (a *alerting) committed(batches []flow.Batch) {
 }
 
 // changed takes in a change of policies.
+//
+// The index tells it with its lock held, and the engine asks the index with
+// a.mu held: so this takes a lock of its own, and no other.
 func (a *alerting) changed(c *flow.Change) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.engine.Changed(c)
+	a.newsMu.Lock()
+	defer a.newsMu.Unlock()
+	a.news = append(a.news, *c)
+}
+
+// hear gives the engine what has changed. The lock must be held.
+func (a *alerting) hear() {
+	a.newsMu.Lock()
+	news := a.news
+	a.news = nil
+	a.newsMu.Unlock()
+	for i := range news {
+		a.engine.Changed(&news[i])
+	}
 }
 
 // run works until ctx ends.
@@ -306,6 +325,7 @@ func (a *alerting) lead(leads bool) {
 func (a *alerting) tick(now time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.hear()
 	a.engine.Present(a.nodes())
 	tick := a.engine.Tick(now)
 	for _, n := range tick.Notify {

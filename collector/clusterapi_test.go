@@ -38,7 +38,7 @@ func newAPIServer(t *testing.T) *apiServer {
 	return s
 }
 
-func (s *apiServer) config() *rest.Config { return &rest.Config{Host: s.URL, QPS: -1} }
+func (s *apiServer) config() *rest.Config { return &rest.Config{Host: s.URL, QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json"}} }
 
 func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
@@ -85,7 +85,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewDecoder(r.Body).Decode(&e)
 		switch _, known := s.events[e.Name]; {
 		case s.refuse != 0:
-			fail(s.refuse, metav1.StatusReasonForbidden)
+			fail(s.refuse, map[int]metav1.StatusReason{http.StatusForbidden: metav1.StatusReasonForbidden, http.StatusNotFound: metav1.StatusReasonNotFound}[s.refuse])
 		case known:
 			fail(http.StatusConflict, metav1.StatusReasonAlreadyExists)
 		default:
