@@ -203,7 +203,7 @@ func (a *fakeAPI) list(w io.Writer, resource, apiVersion string) {
 	defer a.mu.Unlock()
 	kind := map[string]string{
 		"pods": "PodList", "nodes": "NodeList", "namespaces": "NamespaceList", "services": "ServiceList", "endpointslices": "EndpointSliceList",
-		"networkpolicies": "NetworkPolicyList", "daemonsets": "DaemonSetList", "replicasets": "PartialObjectMetadataList", "jobs": "PartialObjectMetadataList",
+		"networkpolicies": "NetworkPolicyList", "daemonsets": "DaemonSetList", "cronjobs": "CronJobList", "replicasets": "PartialObjectMetadataList", "jobs": "PartialObjectMetadataList",
 	}[resource]
 	if strings.HasPrefix(kind, "Partial") {
 		apiVersion = "meta.k8s.io/v1"

@@ -45,6 +45,29 @@ func Fetch(ctx context.Context, o FetchOptions) (*Snapshot, error) {
 	return f.snapshot, nil
 }
 
+// FetchCronJobs reads the cluster's CronJobs once from its API server.
+func FetchCronJobs(ctx context.Context, o FetchOptions) ([]*batchv1.CronJob, error) {
+	config, err := o.Access.Config(o.UserAgent)
+	if err != nil {
+		return nil, err
+	}
+	server, err := newServer(config)
+	if err != nil {
+		return nil, err
+	}
+	f := &fetch{FetchOptions: o, server: server, snapshot: newSnapshot()}
+	if err := f.list(ctx, cronJobs()); err != nil {
+		return nil, o.Access.explain(err, config.Host)
+	}
+	return f.snapshot.CronJobs, nil
+}
+
+func cronJobs() *wanted {
+	return &wanted{kind{resource: group("batch", "cronjobs")}, func(s *Snapshot, o runtime.Object) {
+		s.CronJobs = append(s.CronJobs, o.(*batchv1.CronJob))
+	}, ""}
+}
+
 // fetch is a snapshot on its way.
 type fetch struct {
 	FetchOptions

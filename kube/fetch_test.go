@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -28,6 +29,35 @@ func fetched(t *testing.T, api *fakeAPI) (*Snapshot, error) {
 	return f.snapshot, err
 }
 
+func fetchedCronJobs(t *testing.T, api *fakeAPI) ([]*batchv1.CronJob, error) {
+	t.Helper()
+	server, err := newServer(api.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.client.CloseIdleConnections()
+	f := &fetch{server: server, snapshot: newSnapshot()}
+	err = f.list(t.Context(), cronJobs())
+	return f.snapshot.CronJobs, err
+}
+
+func TestFetchCronJobs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := newFakeAPI(t)
+		api.put("cronjobs", &batchv1.CronJob{
+			TypeMeta: metav1.TypeMeta{Kind: "CronJob", APIVersion: "batch/v1"}, ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "report"},
+			Spec: batchv1.CronJobSpec{Schedule: "0 3 * * 0"},
+		})
+		if jobs, err := fetchedCronJobs(t, api); err != nil || len(jobs) != 1 || jobs[0].Spec.Schedule != "0 3 * * 0" {
+			t.Errorf("%v, %v", jobs, err)
+		}
+		api.forbidden["cronjobs"] = true
+		if _, err := fetchedCronJobs(t, api); err == nil || !strings.Contains(err.Error(), "list cronjobs") {
+			t.Errorf("without the permission: %v", err)
+		}
+	})
+}
+
 // The role for people grants what Fetch asks for, and nothing that it does not.
 func TestReaderRoleGrantsWhatIsAskedAndNoMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -39,6 +69,9 @@ func TestReaderRoleGrantsWhatIsAskedAndNoMore(t *testing.T) {
 		}
 		if _, err := fetched(t, api); err != nil {
 			t.Fatal(err)
+		}
+		if jobs, err := fetchedCronJobs(t, api); err != nil || len(jobs) > 0 {
+			t.Fatal(jobs, err)
 		}
 		asked := make(map[request]bool)
 		for _, q := range api.requests {
