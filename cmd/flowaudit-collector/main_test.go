@@ -71,7 +71,7 @@ func TestFlags(t *testing.T) {
 		}},
 		{"--retain-size 1.5GB", func(o *options) { o.Collector.Retain.Bytes = 1_500_000_000 }},
 		{"--retain-size 2TiB", func(o *options) { o.Collector.Retain.Bytes = 2 << 40 }},
-		{"--store clickhouse://h:9000/f", func(o *options) { o.Store.url = "clickhouse://h:9000/f" }},
+		{"--store clickhouse://h:9000/f", func(o *options) { o.Store.url, o.Collector.Alerts.Queue = "clickhouse://h:9000/f", "" }},
 		{"--listen-metrics :9464 --listen-pprof [::1]:6060", func(o *options) { o.Collector.Monitor.Metrics, o.Collector.Monitor.Profiles = ":9464", "[::1]:6060" }},
 		{"--metrics-pairs 10 --log-level warn --log-format json", func(o *options) {
 			o.Collector.MetricsPairs, o.Collector.Monitor.LogLevel, o.Collector.Monitor.LogFormat = 10, "warn", "json"
