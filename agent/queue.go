@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -81,6 +82,27 @@ func (q *queue) ack(key flow.BatchKey) {
 	q.flows -= len(q.batches[i].Flows)
 	q.batches = slices.Delete(q.batches, i, i+1)
 	q.wake()
+}
+
+// refuse forgets a batch that can never be taken: sending it again would hold
+// back all others for ever. A batch of its own tells what was lost.
+func (q *queue) refuse(key flow.BatchKey, why string) {
+	q.mu.Lock()
+	i := slices.IndexFunc(q.batches, func(b *flow.Batch) bool { return b.Key == key })
+	if i < 0 {
+		q.mu.Unlock()
+		return
+	}
+	b := q.batches[i]
+	q.dropped += uint64(len(b.Flows))
+	q.mu.Unlock()
+	if len(b.Flows) > 0 {
+		q.put(&flow.Batch{Node: b.Node, Scope: b.Scope, Start: b.End, End: b.End, Gaps: []flow.Gap{{
+			Node: b.Node, Kind: flow.GapMalformed, Start: b.Start, End: b.End, Lost: uint64(len(b.Flows)),
+			Detail: strings.ToValidUTF8("the collector cannot take these flows: "+why, "?"),
+		}}})
+	}
+	q.ack(key)
 }
 
 // next waits for the oldest batch with a sequence above after. It returns nil

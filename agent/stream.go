@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/flowaudit/flowaudit/flow"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
@@ -87,14 +88,31 @@ func (s *stream) send(ctx context.Context, report flowauditv1.Ingest_ReportClien
 		if b == nil {
 			return report.CloseSend()
 		}
-		if err := report.Send(flowauditv1.FromBatch(b)); err != nil {
+		message := flowauditv1.FromBatch(b)
+		if n := proto.Size(message); n > maxMessage {
+			s.refuse(b, fmt.Sprintf("they take %d bytes, and a message has %d at most", n, maxMessage))
+			continue
+		}
+		if err := report.Send(message); err != nil {
 			if errors.Is(err, io.EOF) {
 				return nil // the reason is what receive gets
+			}
+			if _, invalid := proto.Marshal(message); invalid != nil { // a name that is no UTF-8
+				s.refuse(b, invalid.Error())
 			}
 			return fmt.Errorf("send batch %s: %w", b.Key, err)
 		}
 		sent = b.Key.Sequence
 	}
+}
+
+// maxMessage is what a collector takes.
+const maxMessage = 16 << 20
+
+// refuse drops a batch that cannot be sent.
+func (s *stream) refuse(b *flow.Batch, why string) {
+	s.log.Error("a batch cannot be sent, its flows are lost", "batch", b.Key.String(), "flows", len(b.Flows), "error", why)
+	s.queue.refuse(b.Key, why)
 }
 
 func (s *stream) receive(report flowauditv1.Ingest_ReportClient) error {
@@ -114,7 +132,11 @@ func (s *stream) receive(report flowauditv1.Ingest_ReportClient) error {
 			s.log.Error("collector did not take all of a batch", "batch", key.String(), "refused", ack.GetRefused(),
 				"flows", ack.GetRejected(), "error", ack.GetError())
 		}
-		s.queue.ack(key)
+		if ack.GetRefused() {
+			s.queue.refuse(key, ack.GetError())
+		} else {
+			s.queue.ack(key)
+		}
 		s.acknowledged.Add(1)
 		s.acknowledgedAt.Store(time.Now().UnixNano())
 		s.rejected.Add(ack.GetRejected())

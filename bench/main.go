@@ -23,6 +23,7 @@ type options struct {
 	flows   int // in the store
 	only    string
 	dir     string
+	store   string
 }
 
 func main() {
@@ -35,6 +36,7 @@ func main() {
 	flag.IntVar(&o.flows, "flows", 10_000_000, "flows in the store")
 	flag.StringVar(&o.only, "only", "", "some parts only, comma-separated: decode, names, policy, nflog, conntrack, tap, memory, store, clickhouse")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "where the store is made, on the disk to measure")
+	flag.StringVar(&o.store, "store", "", "a store to fill once and ask in later runs too; empty makes one in -dir and removes it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

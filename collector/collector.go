@@ -371,6 +371,9 @@ func (c *collector) status(ctx context.Context) (*flowauditv1.StatusResponse, er
 		out.Problems = append(out.Problems, c.watch.Status().Problems...)
 	}
 	out.Problems = append(out.Problems, c.alerting.problems()...)
+	if t := c.committer.trouble.Load(); t != nil {
+		out.Problems = append(out.Problems, "flows are not stored, and wait with their agents: "+*t)
+	}
 	if !stats.Oldest.IsZero() {
 		out.Oldest = stats.Oldest.UnixMilli()
 	}

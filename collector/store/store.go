@@ -13,6 +13,10 @@ import (
 // missing or malformed argument.
 var ErrArgument = errors.New("invalid argument")
 
+// ErrBatch marks what a store can never take of a batch, whatever becomes of
+// disks and connections: sending it again is in vain.
+var ErrBatch = errors.New("batch cannot be stored")
+
 // Store keeps flows, their coverage and the keys of the batches that brought
 // them. Every method may be called at any time from any goroutine.
 //
@@ -22,7 +26,7 @@ type Store interface {
 	// with its key, and returns after they are durable. A batch whose key was
 	// committed before is skipped, also when it comes twice in one call; such
 	// batches are reported in duplicate, in the order of batches. After an error
-	// none of the batches is stored.
+	// none of the batches is stored. ErrBatch means that one of them never can be.
 	Append(ctx context.Context, batches []flow.Batch) (duplicate []bool, err error)
 
 	// Flows gives the flows that pass the filter to yield, merged by flow.Merge,

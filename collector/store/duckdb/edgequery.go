@@ -117,7 +117,7 @@ func (s *Store) openSlices(ctx context.Context, req store.EdgesRequest, yield fu
 		if own := s.months[monthOf(sl.begin)]; own != nil && own.done[sl.name] {
 			continue
 		}
-		byHour, err := s.edgesOf(ctx, sl)
+		byHour, err := s.edgesOf(ctx, sl, newNames(s.db, []*slice{sl}))
 		if err != nil {
 			return err
 		}
