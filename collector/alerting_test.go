@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -213,17 +214,18 @@ func TestOneCollectorTellsWhatAnotherTakes(t *testing.T) {
 // holding is a notifier that is away, until it is not.
 type holding struct {
 	*memory
-	err error
+	away atomic.Bool
 }
 
 func TestAlertsWaitForAStoreThatRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &holding{&memory{}, errDisk}
+		s := &holding{memory: &memory{}}
+		s.away.Store(true)
 		r := serve(t, s)
 		defer r.close(t)
 		r.keep(t, batchOf(1, refusedFlow(3306)))
 		time.Sleep(10 * time.Second)
-		s.err = nil
+		s.away.Store(false)
 		time.Sleep(2 * time.Second)
 		if list := r.listed(t, &flowauditv1.ListAlertsRequest{}); len(list) != 1 {
 			t.Errorf("%v, want the alert that fired meanwhile", list)
@@ -232,8 +234,8 @@ func TestAlertsWaitForAStoreThatRefuses(t *testing.T) {
 }
 
 func (h *holding) Put(ctx context.Context, documents []store.Document) error {
-	if h.err != nil {
-		return h.err
+	if h.away.Load() {
+		return errDisk
 	}
 	return h.memory.Put(ctx, documents)
 }
