@@ -338,6 +338,21 @@ func peerAt(ctx context.Context, address string) context.Context {
 	return peer.NewContext(ctx, &peer.Peer{Addr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(address))})
 }
 
+// TestAUnixSocketIsNotLimited: all agents there look the same.
+func TestAUnixSocketIsNotLimited(t *testing.T) {
+	ctx := peer.NewContext(t.Context(), &peer.Peer{Addr: &net.UnixAddr{Net: "unix", Name: "@"}})
+	l := newLimits(1)
+	for range 2 * maxStreams {
+		one, _, err := l.enter(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := one.wait(ctx, 1e6); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestCaller(t *testing.T) {
 	for want, ctx := range map[string]context.Context{
 		"nobody":               t.Context(),

@@ -80,6 +80,24 @@ type Store interface {
 	// RetainEdges.
 	Edges(ctx context.Context, req EdgesRequest, yield func(*flow.Edge) bool) error
 
+	// EdgeHours gives what edges counted in single hours to yield, hour by hour
+	// but for what has just arrived, of those that keep accepts: keep is asked
+	// once an edge, with its sum. What yield is given is valid during the call;
+	// it ends early when yield returns false.
+	EdgeHours(ctx context.Context, req EdgesRequest, keep func(*flow.Edge) bool, yield func(*flow.Edge) bool) error
+
+	// Put keeps documents and returns after they are durable. Of those of a kind
+	// and ID the one of the latest time counts, and of these the last.
+	Put(ctx context.Context, documents []Document) error
+
+	// Documents gives the documents of a kind that count, whose time is since or
+	// later, to yield, ordered by time and ID, and ends early when yield returns false.
+	Documents(ctx context.Context, kind string, since time.Time, yield func(Document) bool) error
+
+	// Discard deletes the documents of a kind from before the given time; some
+	// of them may stay for a month, or an hour where the kind is short-lived.
+	Discard(ctx context.Context, kind string, before time.Time) error
+
 	// RetainEdges deletes the edges from before the given time, in whole
 	// months, and returns how many bytes of disk that gave back.
 	RetainEdges(ctx context.Context, before time.Time) (freed int64, err error)
@@ -111,6 +129,16 @@ type Watched struct {
 	Start, End     time.Time
 	Limits         []string
 }
+
+// Document is what is kept beside flows and looked up by its ID: an alert, a silence.
+type Document struct {
+	Kind, ID string
+	Time     time.Time // in milliseconds
+	Body     []byte
+}
+
+// ShortLived marks the kinds of documents that are discarded within hours.
+const ShortLived = "signal"
 
 // EdgesRequest asks for edges. A zero Since is unbounded.
 type EdgesRequest struct {

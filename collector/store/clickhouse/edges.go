@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ClickHouse/clickhouse-go/v2"
+
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/collector/store/columns"
 	"github.com/flowaudit/flowaudit/flow"
@@ -263,6 +265,31 @@ func (s *Store) Edges(ctx context.Context, req store.EdgesRequest, yield func(*f
 	if err := s.sumUp(ctx); err != nil {
 		return err
 	}
+	return s.readEdges(ctx, req, "id", "1", func(_ uint64, e *flow.Edge) bool { return yield(e) })
+}
+
+// EdgeHours implements store.Store.
+func (s *Store) EdgeHours(ctx context.Context, req store.EdgesRequest, keep, yield func(*flow.Edge) bool) error {
+	if err := s.sumUp(ctx); err != nil {
+		return err
+	}
+	var ids strings.Builder
+	err := s.readEdges(ctx, req, "id", "1", func(id uint64, e *flow.Edge) bool {
+		if keep(e) {
+			fmt.Fprintf(&ids, "%d,", id)
+		}
+		return true
+	})
+	if err != nil || ids.Len() == 0 {
+		return err
+	}
+	condition := fmt.Sprintf("id IN (%s)", strings.TrimSuffix(ids.String(), ","))
+	return s.readEdges(settings(ctx, clickhouse.Settings{"max_query_size": ids.Len() + 1<<20}), req, "hour, id", condition, func(_ uint64, e *flow.Edge) bool { return yield(e) })
+}
+
+// readEdges reads the sums of edges that meet a condition, in the order of what
+// they are grouped by.
+func (s *Store) readEdges(ctx context.Context, req store.EdgesRequest, group, condition string, yield func(uint64, *flow.Edge) bool) error {
 	since := uint32(0)
 	if !req.Since.IsZero() {
 		since = hourOf(req.Since)
@@ -270,7 +297,7 @@ func (s *Store) Edges(ctx context.Context, req store.EdgesRequest, yield func(*f
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // a reader that has seen enough ends the query
 	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT id, uniqExact(hour), min(first), max(last), sum(connections), sum(sent), sum(received), %s FROM edge_now
-		WHERE hour BETWEEN %d AND %d GROUP BY id ORDER BY id`, anyEdgeColumns(), since, hourOf(req.Until)))
+		WHERE hour BETWEEN %d AND %d AND %s GROUP BY %s ORDER BY %[5]s`, anyEdgeColumns(), since, hourOf(req.Until), condition, group))
 	if err != nil {
 		return fmt.Errorf("read edges: %w", err)
 	}
@@ -292,7 +319,7 @@ func (s *Store) Edges(ctx context.Context, req store.EdgesRequest, yield func(*f
 		e.Exempt = flow.Exemption(exempt)
 		e.Source, e.SourceLabels = src.end()
 		e.Destination, e.DestinationLabels = dst.end()
-		if !yield(&e) {
+		if !yield(id, &e) {
 			return nil
 		}
 	}

@@ -39,12 +39,13 @@ type Store struct {
 	db *sql.DB
 
 	// write is held by the one who appends or changes the list of slices.
-	write    sync.Mutex
-	writer   *writer
-	keys     batchKeys
-	timeline timeline
-	failed   bool                 // the last write to the open slice
-	months   map[time.Time]*month // of edges, by the month's beginning
+	write     sync.Mutex
+	writer    *writer
+	keys      batchKeys
+	timeline  timeline
+	documents bool                 // their file is open
+	failed    bool                 // the last write to the open slice
+	months    map[time.Time]*month // of edges, by the month's beginning
 
 	// read guards the list: queries hold it shared while they use slices.
 	read   sync.RWMutex
@@ -114,6 +115,9 @@ func (s *Store) start(ctx context.Context) error {
 	if err := s.openTimeline(ctx); err != nil {
 		return err
 	}
+	if err := s.openDocuments(ctx); err != nil {
+		return err
+	}
 	if len(s.slices) > 0 && !s.last().summed && !s.last().converted {
 		if err := s.last().loadDictionary(ctx, s.db); err != nil {
 			return err
@@ -173,7 +177,7 @@ func (s *Store) attachAll(ctx context.Context) error {
 		return fmt.Errorf("list store files: %w", err)
 	}
 	for _, path := range files {
-		if name := filepath.Base(path); name == timelineFile || strings.HasPrefix(name, edgePrefix) || strings.HasPrefix(name, archivePrefix) || strings.HasPrefix(name, sumsPrefix) {
+		if name := filepath.Base(path); name == timelineFile || name == documentsFile || strings.HasPrefix(name, edgePrefix) || strings.HasPrefix(name, archivePrefix) || strings.HasPrefix(name, sumsPrefix) {
 			continue
 		}
 		ms, err := strconv.ParseInt(strings.TrimSuffix(filepath.Base(path), fileSuffix), 10, 64)
@@ -320,6 +324,10 @@ func (s *Store) Close() error {
 	s.months = nil
 	if s.timeline.open {
 		_, err := s.db.Exec("DETACH " + timelineName)
+		errs = append(errs, err)
+	}
+	if s.documents {
+		_, err := s.db.Exec("DETACH " + documentsName)
 		errs = append(errs, err)
 	}
 	return errors.Join(append(errs, s.db.Close())...)
