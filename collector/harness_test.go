@@ -29,7 +29,7 @@ type memory struct {
 	onFlows   func()                           // after the flows to give were chosen
 	rows      store.Rows
 	queryErr  error
-	sqlHangs  bool
+	hangs     bool
 	sql       string
 	sqlRows   int
 	flowsErr  error
@@ -173,12 +173,16 @@ func (m *memory) Count(_ context.Context, filter flow.Filter) (flows, connection
 	return flows, connections, nil
 }
 
-func (m *memory) Query(context.Context, string, map[string]string) (store.Rows, error) {
+func (m *memory) Query(ctx context.Context, _ string, _ map[string]string) (store.Rows, error) {
+	if m.hangs {
+		<-ctx.Done()
+		return store.Rows{}, ctx.Err()
+	}
 	return m.rows, m.queryErr
 }
 
 func (m *memory) SQL(ctx context.Context, text string, maxRows int) (store.Rows, error) {
-	if m.sqlHangs {
+	if m.hangs {
 		<-ctx.Done()
 		return store.Rows{}, ctx.Err()
 	}
