@@ -37,7 +37,7 @@ const (
 
 // run sends until the queue is closed and empty, or ctx ends.
 func (s *stream) run(ctx context.Context) error {
-	backoff := minBackoff
+	backoff, told := minBackoff, false
 	for {
 		began := time.Now()
 		err := s.session(ctx)
@@ -48,9 +48,12 @@ func (s *stream) run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if time.Since(began) > maxBackoff {
-			backoff = minBackoff
-		}
-		if backoff == minBackoff {
+			// A collector ends connections now and then: whoever shows a token has to
+			// show it anew. It is away only if the next one fails.
+			backoff, told = minBackoff, false
+			s.log.Info("stream to the collector ended, opening another", "error", err)
+		} else if !told {
+			told = true
 			batches, flows := s.queue.waiting()
 			s.log.Warn("collector is away, flows wait in the queue", "error", err, "batches", batches, "flows", flows)
 		}

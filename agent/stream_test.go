@@ -221,3 +221,37 @@ func TestABatchThatCannotBeSentIsToldAsAGap(t *testing.T) {
 		})
 	}
 }
+
+// TestACollectorThatEndsAStreamIsNotAway: it does so now and then. It is away
+// once no stream opens, which is said once.
+func TestACollectorThatEndsAStreamIsNotAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &collector{answer: func(n int, s *fakeStream) error {
+			if n > 2 {
+				return errors.New("connection refused")
+			}
+			time.AfterFunc(time.Hour, func() { close(s.acks) })
+			return nil
+		}}
+		var said strings.Builder
+		s := newStream(c, newQueue("c", "n1", 100))
+		s.log = slog.New(slog.NewTextHandler(&said, nil))
+		ctx, stop := context.WithTimeout(t.Context(), 90*time.Minute)
+		defer stop()
+		if err := s.run(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if strings.Contains(said.String(), "WARN") {
+			t.Errorf("after one stream has ended: %s", said.String())
+		}
+		ctx, stop = context.WithTimeout(t.Context(), time.Hour)
+		defer stop()
+		c.streams = 2
+		if err := s.run(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if n := strings.Count(said.String(), "collector is away"); n != 1 {
+			t.Errorf("said %d times that it is away: %s", n, said.String())
+		}
+	})
+}

@@ -239,3 +239,28 @@ func (h *holding) Put(ctx context.Context, documents []store.Document) error {
 	}
 	return h.memory.Put(ctx, documents)
 }
+
+// TestTheDocumentedFile: nothing in the example of docs/alerts.md is unknown.
+func TestTheDocumentedFile(t *testing.T) {
+	page, err := os.ReadFile("../docs/alerts.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, example, found := strings.Cut(string(page), "```yaml\n")
+	example, _, closed := strings.Cut(example, "```")
+	if !found || !closed {
+		t.Fatal("the page has no example")
+	}
+	file := filepath.Join(t.TempDir(), "alerts.yaml")
+	if err := os.WriteFile(file, []byte(example), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		r := serveWith(t, &memory{}, Options{Alerts: AlertOptions{Config: file, Queue: t.TempDir()}})
+		defer r.close(t)
+		got, err := r.alertsClient().ListAlerts(t.Context(), &flowauditv1.ListAlertsRequest{})
+		if err != nil || len(got.GetProblems()) > 0 {
+			t.Errorf("%q, %v", got.GetProblems(), err)
+		}
+	})
+}

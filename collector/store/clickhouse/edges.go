@@ -105,20 +105,9 @@ func (s *Store) sumUp(ctx context.Context) error {
 
 // sumParts sums up the parts that meet a condition and got flows.
 func (s *Store) sumParts(ctx context.Context, condition string) error {
-	rows, err := s.conn.Query(ctx, s.global(fmt.Sprintf(`SELECT slot, hour FROM (SELECT slot, hour, max(version) AS touch FROM touched WHERE %s GROUP BY slot, hour) AS t
+	parts, err := s.readParts(ctx, s.global(fmt.Sprintf(`SELECT slot, hour FROM (SELECT slot, hour, max(version) AS touch FROM touched WHERE %s GROUP BY slot, hour) AS t
 		ANY LEFT JOIN (SELECT slot, hour, max(version) AS last_sum FROM summed GROUP BY slot, hour) AS s USING (slot, hour) WHERE touch + %d > last_sum ORDER BY slot, hour`, condition, uint64(skew))))
 	if err != nil {
-		return err
-	}
-	var parts []part
-	for rows.Next() {
-		var p part
-		if err := rows.Scan(&p.slot, &p.hour); err != nil {
-			return err
-		}
-		parts = append(parts, p)
-	}
-	if err := closing(rows); err != nil {
 		return err
 	}
 	for _, p := range parts {
@@ -127,6 +116,23 @@ func (s *Store) sumParts(ctx context.Context, condition string) error {
 		}
 	}
 	return nil
+}
+
+// readParts reads the slots and hours of an answer.
+func (s *Store) readParts(ctx context.Context, query string) ([]part, error) {
+	rows, err := s.conn.Query(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	var parts []part
+	for rows.Next() {
+		var p part
+		if err := rows.Scan(&p.slot, &p.hour); err != nil {
+			return nil, err
+		}
+		parts = append(parts, p)
+	}
+	return parts, closing(rows)
 }
 
 // sumPart sums up an hour of a slice anew.
