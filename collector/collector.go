@@ -315,7 +315,7 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 		grpc.ChainUnaryInterceptor(c.admission.unary),
 		grpc.ChainStreamInterceptor(c.admission.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, MaxConnectionAge: c.admission.age(), MaxConnectionAgeGrace: shutdownDeadline}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}),
 		// A batch is decoded into columns of its own: the transport's buffers can be reused.
 		grpc.InitialWindowSize(4<<20), grpc.InitialConnWindowSize(8<<20),
 	)
