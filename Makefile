@@ -37,7 +37,7 @@ demo-cluster: need-kernel need-build need-cluster ## Show the same on a real Kub
 	@cd test/cluster && $(GO) build -o ../../$(BIN)/demo-cluster ./demo && ../../$(BIN)/demo-cluster
 
 .PHONY: test
-test: need-kernel need-build need-certificates need-clickhouse need-prometheus need-cluster ## Run all tests, with the race detector, on the real kernel and a real Kubernetes (root)
+test: need-kernel need-build need-certificates need-clickhouse need-prometheus need-alertmanager need-cluster ## Run all tests, with the race detector, on the real kernel and a real Kubernetes (root)
 	$(GO) vet ./...
 	FLOWAUDIT_LIBCHDB=$(LIBCHDB) CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
 	cd deploy && $(GO) vet ./... && $(GO) test -count=1 -timeout 30m ./...
@@ -98,7 +98,7 @@ define need
 
 endef
 
-.PHONY: need-build need-kernel need-bench need-clickhouse need-npm need-prometheus need-certificates need-cluster
+.PHONY: need-build need-kernel need-bench need-clickhouse need-npm need-prometheus need-alertmanager need-certificates need-cluster
 need-build:
 	$(call need,gcc,gcc)
 	$(call need,g++,g++)
@@ -137,6 +137,12 @@ need-prometheus:
 	@command -v promtool >/dev/null 2>&1 || { echo "installing the Debian package prometheus, which has promtool"; \
 	  if [ "$$(id -u)" != 0 ]; then echo "that needs root: sudo apt-get install prometheus" >&2; exit 1; fi; \
 	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null; }
+
+# The tests start it themselves: the package's is not to run.
+need-alertmanager:
+	@command -v prometheus-alertmanager >/dev/null 2>&1 || { echo "installing the Debian package prometheus-alertmanager, to test alerts on it"; \
+	  if [ "$$(id -u)" != 0 ]; then echo "that needs root: sudo apt-get install prometheus-alertmanager" >&2; exit 1; fi; \
+	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus-alertmanager >/dev/null; }
 
 need-npm:
 	$(call need,npm,npm)

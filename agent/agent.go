@@ -49,7 +49,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer release()
 	out := &stream{
-		queue: a.queue, client: flowauditv1.NewIngestClient(conn), lost: a.inbox.lost, hurry: conn.ResetConnectBackoff, log: o.Log,
+		queue: a.queue, client: flowauditv1.NewIngestClient(conn), hurry: conn.ResetConnectBackoff, log: o.Log,
 	}
 	server, err := monitor.Listen(o.Monitor, newMetrics(a, out).subject(), o.Log)
 	if err != nil {
@@ -68,6 +68,7 @@ func Run(ctx context.Context, o Options) error {
 func (a *agent) openQueue() (err error) {
 	epoch := rand.Uint64()
 	a.queue = newQueue(a.Cluster, a.instance(), epoch, a.MaxQueue)
+	a.queue.node, a.queue.scope = a.reporter(), a.Scope
 	dir := a.spoolDir()
 	if dir == "" {
 		a.Log.Warn("batches wait in memory only: give --state-dir or --spool-dir a directory that outlasts a restart")
@@ -356,6 +357,7 @@ func (a *agent) run(ctx context.Context, out *stream) error {
 	group.Go(func() error {
 		defer a.queue.close()
 		a.loop.run()
+		a.inbox.divert(a.queue.tell) // no window follows that would tell
 		return nil
 	})
 	sending, stopSending := context.WithCancel(context.WithoutCancel(ctx))

@@ -117,7 +117,12 @@ func (l *backlog) send(ctx context.Context, report flowauditv1.Ingest_ReportClie
 			}
 			continue
 		}
-		if err := report.Send(b.message); err != nil {
+		refused, err := transmit(report, b.message)
+		if refused != nil {
+			l.landed(flowauditv1.ToBatchKey(b.message.GetKey()))
+			l.drop(b, refused)
+		}
+		if err != nil {
 			if errors.Is(err, io.EOF) {
 				return nil // the reason is what receive gets
 			}
@@ -205,13 +210,7 @@ func (l *backlog) receive(report flowauditv1.Ingest_ReportClient) error {
 
 // land forgets a batch that is acknowledged.
 func (l *backlog) land(ack *flowauditv1.Ack) {
-	key := flowauditv1.ToBatchKey(ack.GetKey())
-	l.mu.Lock()
-	b, ok := l.flying[key]
-	delete(l.flying, key)
-	close(l.changed)
-	l.changed = make(chan struct{})
-	l.mu.Unlock()
+	b, ok := l.landed(flowauditv1.ToBatchKey(ack.GetKey()))
 	if !ok {
 		return
 	}
@@ -220,6 +219,17 @@ func (l *backlog) land(ack *flowauditv1.Ack) {
 	}
 	l.complain(ack, b.start, b.end, b.flows)
 	l.done(&b)
+}
+
+// landed takes a batch from those that are on their way.
+func (l *backlog) landed(key flow.BatchKey) (b sentBatch, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b, ok = l.flying[key]
+	delete(l.flying, key)
+	close(l.changed)
+	l.changed = make(chan struct{})
+	return b, ok
 }
 
 func (l *backlog) done(b *sentBatch) {
@@ -242,7 +252,9 @@ func (l *backlog) inFlight() (all []sentBatch) {
 // drop gives up a batch that cannot be sent or that the collector will never take.
 func (l *backlog) drop(b *sentBatch, err error) {
 	l.log.Error("a batch is given up", "flows", b.flows, "from", b.start, "to", b.end, "error", err)
-	l.lost(flow.Gap{Kind: flow.GapQueue, Start: b.start, End: b.end, Lost: uint64(b.flows), Detail: "a batch was given up: " + err.Error()})
+	if b.flows > 0 {
+		l.queue.tell(refusal(b.start, b.end, uint64(b.flows), err.Error()))
+	}
 	l.done(b)
 }
 

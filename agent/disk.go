@@ -32,9 +32,9 @@ const (
 	syncInterval = time.Second
 	// retryInterval is the pause after the disk has not taken a batch.
 	retryInterval = time.Second
-	// maxMessage bounds what a damaged or foreign record may unfold to.
-	maxMessage = 64 << 20
-	zstdWindow = 256 << 10
+	// maxUnpacked bounds what a damaged or foreign record may unfold to.
+	maxUnpacked = 64 << 20
+	zstdWindow  = 256 << 10
 )
 
 // openDisk opens the spool. A disk that takes nothing is no error: it is tried
@@ -46,7 +46,7 @@ func openDisk(o spool.Options) (*disk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create zstd encoder: %w", err)
 	}
-	d.decoder, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxMessage), zstd.WithDecoderLowmem(true))
+	d.decoder, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxUnpacked), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return nil, fmt.Errorf("create zstd decoder: %w", err)
 	}
@@ -146,7 +146,7 @@ func (d *disk) save(e *entry) error {
 		return err
 	}
 	if d.raw, err = (proto.MarshalOptions{}).MarshalAppend(d.raw[:0], e.wire()); err != nil {
-		return fmt.Errorf("encode batch %s: %w", e.batch.Key, err)
+		return fmt.Errorf("encode batch %s: %w: %w", e.batch.Key, errUnsendable, err)
 	}
 	d.packed = d.encoder.EncodeAll(d.raw, d.packed[:0])
 	b := e.batch

@@ -15,7 +15,8 @@ type inbox struct {
 
 	mu    sync.Mutex
 	gaps  []flow.Gap
-	flows []flow.Flow // that a network plugin has aggregated itself
+	after func(flow.Gap) // takes the gaps once no window does; nil before
+	flows []flow.Flow    // that a network plugin has aggregated itself
 }
 
 const (
@@ -64,6 +65,10 @@ const maxGaps = 64
 func (b *inbox) lost(g flow.Gap) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.after != nil {
+		b.after(g)
+		return
+	}
 	for i := len(b.gaps) - 1; i >= 0; i-- {
 		p := &b.gaps[i]
 		if p.Source != g.Source || p.Kind != g.Kind || p.Detail != g.Detail {
@@ -82,6 +87,16 @@ func (b *inbox) lost(g flow.Gap) {
 		return
 	}
 	b.gaps = append(b.gaps, g)
+}
+
+// divert gives the gaps that are in and all that come to another.
+func (b *inbox) divert(to func(flow.Gap)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, g := range b.gaps {
+		to(g)
+	}
+	b.gaps, b.after = nil, to
 }
 
 // maxReported bounds the flows that wait for the window's end.

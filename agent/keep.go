@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/flowaudit/flowaudit/agent/spool"
@@ -42,6 +43,11 @@ func (q *queue) keep(ctx context.Context) {
 func (q *queue) saveAll() bool {
 	for e := q.unsaved(); e != nil; e = q.unsaved() {
 		err := q.disk.save(e)
+		if errors.Is(err, errUnsendable) { // that is not the disk's fault
+			q.saved(e, err)
+			q.refuse(e.batch.Key, err.Error())
+			continue
+		}
 		q.saved(e, err)
 		q.disk.failed(err)
 		q.measure()

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,9 @@ import (
 // lose their flows, allowed ones first and denials last, and say so in a Gap.
 type queue struct {
 	disk *disk // nil if there is none
+
+	node  string // whom it tells for
+	scope flow.Scope
 
 	mu      sync.Mutex
 	key     flow.BatchKey // of the next batch, its sequence less one
@@ -84,6 +88,10 @@ func newQueue(cluster, instance string, epoch uint64, maxFlows int) *queue {
 func (q *queue) put(b *flow.Batch) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.add(b)
+}
+
+func (q *queue) add(b *flow.Batch) {
 	q.key.Sequence++
 	b.Key = q.key
 	q.entries = append(q.entries, &entry{batch: b, added: time.Now()})
@@ -139,13 +147,17 @@ func (q *queue) shed(i int, denied bool) {
 	q.dropped += uint64(lost)
 }
 
-// ack forgets the batch with a key, and gives it; nil if it is not in memory.
-func (q *queue) ack(key flow.BatchKey) *flow.Batch {
+// ack forgets the batch with a key.
+func (q *queue) ack(key flow.BatchKey) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.take(key)
+}
+
+func (q *queue) take(key flow.BatchKey) {
 	i, found := q.find(key)
 	if !found {
-		return nil
+		return
 	}
 	e := q.entries[i]
 	if e.spooled {
@@ -153,7 +165,16 @@ func (q *queue) ack(key flow.BatchKey) *flow.Batch {
 	}
 	q.remove(i)
 	q.wake()
-	return e.batch
+}
+
+// get gives the batch with a key; nil if it is not in memory.
+func (q *queue) get(key flow.BatchKey) *flow.Batch {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if i, found := q.find(key); found {
+		return q.entries[i].batch
+	}
+	return nil
 }
 
 func (q *queue) find(key flow.BatchKey) (i int, found bool) {
@@ -170,6 +191,43 @@ func (q *queue) ackRecord(r spool.Record) {
 	r.Payload = nil
 	q.acked = append(q.acked, r)
 	q.wake()
+}
+
+// tell adds a batch that says what was lost, and covers nothing else.
+func (q *queue) tell(g flow.Gap) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.dropped += g.Lost
+	q.add(q.loss(g))
+}
+
+func (q *queue) loss(g flow.Gap) *flow.Batch {
+	g.Node = q.node
+	return &flow.Batch{Node: q.node, Scope: q.scope, Start: g.End, End: g.End, Gaps: []flow.Gap{g}}
+}
+
+// refuse forgets a batch that can never be taken: sending it again would hold
+// back all others for ever. A batch of its own tells what was lost.
+func (q *queue) refuse(key flow.BatchKey, why string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	i, found := q.find(key)
+	if !found {
+		return
+	}
+	if b := q.entries[i].batch; len(b.Flows) > 0 {
+		q.dropped += uint64(len(b.Flows))
+		q.add(q.loss(refusal(b.Start, b.End, uint64(len(b.Flows)), why)))
+	}
+	q.take(key)
+}
+
+// refusal tells of flows that can never be taken.
+func refusal(start, end time.Time, flows uint64, why string) flow.Gap {
+	return flow.Gap{
+		Kind: flow.GapMalformed, Start: start, End: end, Lost: flows,
+		Detail: strings.ToValidUTF8("the collector cannot take these flows: "+why, "?"),
+	}
 }
 
 // next waits for the oldest live batch with a sequence above after. It returns

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/flowaudit/flowaudit/flow"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
@@ -23,7 +24,6 @@ import (
 type stream struct {
 	queue  *queue
 	client flowauditv1.IngestClient
-	lost   func(flow.Gap) // told what the collector refuses
 	// hurry makes the connection's next attempt due: it has pauses of its own,
 	// up to two minutes, which are too long.
 	hurry func()
@@ -44,7 +44,7 @@ func (s *stream) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	late := &backlog{stream: s}
 	group.Go(func() error {
-		return s.retry(ctx, func(ctx context.Context) error {
+		return s.retry(ctx, s.away, func(ctx context.Context) error {
 			err := s.session(ctx)
 			if late.suspect(err) {
 				s.log.Error("collector refuses a batch, and does not say which: what waits is sent one by one", "error", err)
@@ -53,13 +53,18 @@ func (s *stream) run(ctx context.Context) error {
 			return err
 		})
 	})
-	group.Go(func() error { return s.retry(ctx, late.run) })
+	group.Go(func() error { return s.retry(ctx, func(error) {}, late.run) }) // the live stream has said it
 	return group.Wait()
 }
 
-// retry calls session until it succeeds.
-func (s *stream) retry(ctx context.Context, session func(context.Context) error) error {
-	backoff := minBackoff
+func (s *stream) away(err error) {
+	batches, flows, _ := s.queue.waiting()
+	s.log.Warn("collector is away, flows wait in the queue", "error", err, "batches", batches, "flows", flows)
+}
+
+// retry calls session until it succeeds, and away once it fails again and again.
+func (s *stream) retry(ctx context.Context, away func(error), session func(context.Context) error) error {
+	backoff, told := minBackoff, false
 	for {
 		began := time.Now()
 		s.hurry()
@@ -71,11 +76,13 @@ func (s *stream) retry(ctx context.Context, session func(context.Context) error)
 			return ctx.Err()
 		}
 		if time.Since(began) > maxBackoff {
-			backoff = minBackoff
-		}
-		if backoff == minBackoff {
-			batches, flows, _ := s.queue.waiting()
-			s.log.Warn("collector is away, flows wait", "error", err, "batches", batches, "flows", flows)
+			// A collector ends connections now and then: whoever shows a token has to
+			// show it anew. It is away only if the next one fails.
+			backoff, told = minBackoff, false
+			s.log.Info("stream to the collector ended, opening another", "error", err)
+		} else if !told {
+			told = true
+			away(err)
 		}
 		select {
 		case <-time.After(backoff):
@@ -112,7 +119,11 @@ func (s *stream) send(ctx context.Context, report flowauditv1.Ingest_ReportClien
 		if e == nil {
 			return report.CloseSend()
 		}
-		if err := report.Send(e.wire()); err != nil {
+		refused, err := transmit(report, e.wire())
+		if refused != nil {
+			s.refuse(e.batch, refused)
+		}
+		if err != nil {
 			if errors.Is(err, io.EOF) {
 				return nil // the reason is what receive gets
 			}
@@ -120,6 +131,40 @@ func (s *stream) send(ctx context.Context, report flowauditv1.Ingest_ReportClien
 		}
 		sent = e.batch.Key.Sequence
 	}
+}
+
+// maxMessage is what a collector takes.
+const maxMessage = 16 << 20
+
+// errUnsendable is of a batch that no message can hold.
+var errUnsendable = errors.New("no message can hold the batch")
+
+// encodable says why no message can hold a batch; nil if one can.
+func encodable(m *flowauditv1.Batch) error {
+	if n := proto.Size(m); n > maxMessage {
+		return fmt.Errorf("%w: it takes %d bytes, and a message has %d at most", errUnsendable, n, maxMessage)
+	}
+	if _, err := proto.Marshal(m); err != nil { // a name that is no UTF-8
+		return fmt.Errorf("%w: %w", errUnsendable, err)
+	}
+	return nil
+}
+
+// transmit sends a batch, or says why it can never be sent.
+func transmit(report flowauditv1.Ingest_ReportClient, m *flowauditv1.Batch) (refused, err error) {
+	if proto.Size(m) > maxMessage {
+		return encodable(m), nil
+	}
+	if err = report.Send(m); err != nil && !errors.Is(err, io.EOF) {
+		refused = encodable(m)
+	}
+	return refused, err
+}
+
+// refuse drops a batch that cannot be sent.
+func (s *stream) refuse(b *flow.Batch, why error) {
+	s.log.Error("a batch cannot be sent, its flows are lost", "batch", b.Key.String(), "flows", len(b.Flows), "error", why)
+	s.queue.refuse(b.Key, why.Error())
 }
 
 func (s *stream) receive(report flowauditv1.Ingest_ReportClient) error {
@@ -135,9 +180,10 @@ func (s *stream) receive(report flowauditv1.Ingest_ReportClient) error {
 			return fmt.Errorf("receive acknowledgement: %w", err)
 		}
 		key := flowauditv1.ToBatchKey(ack.GetKey())
-		if b := s.queue.ack(key); b != nil {
+		if b := s.queue.get(key); b != nil {
 			s.complain(ack, b.Start, b.End, len(b.Flows))
 		}
+		s.queue.ack(key)
 		s.note(ack)
 	}
 }
@@ -159,7 +205,9 @@ func (s *stream) complain(ack *flowauditv1.Ack, start, end time.Time, flows int)
 	}
 	s.log.Error("collector did not take all of a batch", "batch", flowauditv1.ToBatchKey(ack.GetKey()).String(), "refused", ack.GetRefused(),
 		"flows", lost, "error", ack.GetError())
-	s.lost(flow.Gap{Kind: flow.GapQueue, Start: start, End: end, Lost: lost, Detail: "the collector refused it: " + ack.GetError()})
+	if lost > 0 {
+		s.queue.tell(refusal(start, end, lost, ack.GetError()))
+	}
 }
 
 // maxBatchFlows keeps a message well below gRPC's limit.

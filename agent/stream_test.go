@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/flowaudit/flowaudit/flow"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
@@ -25,7 +27,8 @@ type collector struct {
 	mu      sync.Mutex
 	streams int
 	answer  func(stream int, s *fakeStream) error
-	got     []uint64 // sequences, in order
+	send    func(*flowauditv1.Batch) error // may be nil
+	got     []uint64                       // sequences, in order
 }
 
 // fakeStream is one stream to a collector.
@@ -50,6 +53,11 @@ func (c *collector) Report(ctx context.Context, _ ...grpc.CallOption) (grpc.Bidi
 func (s *fakeStream) Send(b *flowauditv1.Batch) error {
 	s.owner.mu.Lock()
 	defer s.owner.mu.Unlock()
+	if s.owner.send != nil {
+		if err := s.owner.send(b); err != nil {
+			return err
+		}
+	}
 	s.owner.got = append(s.owner.got, b.GetKey().GetSequence())
 	s.sent <- b
 	return nil
@@ -91,7 +99,7 @@ func (s *fakeStream) acknowledge() {
 }
 
 func newStream(c *collector, q *queue) *stream {
-	return &stream{queue: q, client: c, lost: func(flow.Gap) {}, hurry: func() {}, log: slog.New(slog.DiscardHandler)}
+	return &stream{queue: q, client: c, hurry: func() {}, log: slog.New(slog.DiscardHandler)}
 }
 
 func TestStreamSendsUntilAcknowledged(t *testing.T) {
@@ -174,13 +182,11 @@ func TestARefusedBatchIsNotSentAgain(t *testing.T) {
 		q.put(batchOf(3, 0))
 		q.close()
 		s := newStream(c, q)
-		var lost []flow.Gap
-		s.lost = func(g flow.Gap) { lost = append(lost, g) }
 		if err := s.run(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if len(c.got) != 1 || len(lost) != 1 || lost[0].Lost != 3 {
-			t.Errorf("sent %v, told %+v; want it once, and its flows told as lost", c.got, lost)
+		if want := []uint64{1, 2}; !slices.Equal(c.got, want) {
+			t.Errorf("sent %v, want it once, and what tells of it", c.got)
 		}
 	})
 }
@@ -191,6 +197,7 @@ func TestABatchThatEndsTheStreamIsFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newQueue("c", "n1", 7, 100)
 		taken := make(map[uint64]int)
+		var lost []*flowauditv1.Gap
 		c := &collector{}
 		c.answer = func(_ int, s *fakeStream) error {
 			go func() {
@@ -200,6 +207,7 @@ func TestABatchThatEndsTheStreamIsFound(t *testing.T) {
 						return
 					}
 					c.mu.Lock()
+					lost = append(lost, b.GetGaps()...)
 					taken[b.GetKey().GetSequence()]++
 					c.mu.Unlock()
 					if n := b.GetKey().GetSequence(); n != 3 || s.number > 1 {
@@ -215,15 +223,13 @@ func TestABatchThatEndsTheStreamIsFound(t *testing.T) {
 		}
 		q.close()
 		s := newStream(c, q)
-		var lost []flow.Gap
-		s.lost = func(g flow.Gap) { lost = append(lost, g) }
 		if err := s.run(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if taken[1] == 0 || taken[3] == 0 || taken[4] == 0 || taken[2] != 0 {
 			t.Errorf("taken: %v", taken)
 		}
-		if len(lost) != 1 || lost[0].Lost != 5 || lost[0].Kind != flow.GapQueue {
+		if len(lost) != 1 || lost[0].GetLost() != 5 {
 			t.Errorf("told %+v, want the flows of one batch", lost)
 		}
 	})
@@ -266,6 +272,91 @@ func TestLiveBatchesDoNotWaitBehindTheBacklog(t *testing.T) {
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
 			t.Error(err)
+		}
+	})
+}
+
+// What no message can hold is told as a gap, and what comes after it is sent.
+func TestABatchThatCannotBeSentIsToldAsAGap(t *testing.T) {
+	large := batchOf(1, 0)
+	large.Flows[0].Source = &flow.Endpoint{Labels: map[string]string{"a": strings.Repeat("x", maxMessage)}}
+	garbled := batchOf(2, 0)
+	garbled.Flows[0].Source = &flow.Endpoint{Pod: "web-\xff"}
+	for want, b := range map[string]*flow.Batch{"16777216 at most": large, "invalid UTF-8": garbled} {
+		synctest.Test(t, func(t *testing.T) {
+			q := newQueue("c", "n1", 7, 100)
+			var taken []*flowauditv1.Batch
+			c := &collector{
+				answer: func(_ int, s *fakeStream) error {
+					go func() {
+						for {
+							select {
+							case b, more := <-s.sent:
+								if !more {
+									close(s.acks)
+									return
+								}
+								taken = append(taken, b)
+								s.acks <- &flowauditv1.Ack{Key: b.GetKey()}
+							case <-s.ctx.Done():
+								return
+							}
+						}
+					}()
+					return nil
+				},
+				send: func(b *flowauditv1.Batch) error { _, err := proto.Marshal(b); return err },
+			}
+			flows := len(b.Flows)
+			q.put(b)
+			q.put(batchOf(3, 0))
+			q.close()
+			if err := newStream(c, q).run(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			var gaps []*flowauditv1.Gap
+			got := 0
+			for _, b := range taken {
+				got += len(b.GetFlows().GetSrc())
+				gaps = append(gaps, b.GetGaps()...)
+			}
+			if got != 3 || len(gaps) != 1 || gaps[0].GetLost() != uint64(flows) || !strings.Contains(gaps[0].GetDetail(), want) {
+				t.Errorf("%d flows and gaps %v came; want the 3 of the other batch, and a gap of %d that says %q", got, gaps, flows, want)
+			}
+		})
+	}
+}
+
+// TestACollectorThatEndsAStreamIsNotAway: it does so now and then. It is away
+// once no stream opens, which is said once.
+func TestACollectorThatEndsAStreamIsNotAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &collector{answer: func(n int, s *fakeStream) error {
+			if n > 2 {
+				return errors.New("connection refused")
+			}
+			time.AfterFunc(time.Hour, func() { close(s.acks) })
+			return nil
+		}}
+		var said strings.Builder
+		s := newStream(c, newQueue("c", "n1", 7, 100))
+		s.log = slog.New(slog.NewTextHandler(&said, nil))
+		ctx, stop := context.WithTimeout(t.Context(), 90*time.Minute)
+		defer stop()
+		if err := s.run(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if strings.Contains(said.String(), "WARN") {
+			t.Errorf("after one stream has ended: %s", said.String())
+		}
+		ctx, stop = context.WithTimeout(t.Context(), time.Hour)
+		defer stop()
+		c.streams = 2
+		if err := s.run(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if n := strings.Count(said.String(), "collector is away"); n != 1 {
+			t.Errorf("said %d times that it is away: %s", n, said.String())
 		}
 	})
 }

@@ -24,6 +24,7 @@ type options struct {
 	outage  time.Duration
 	only    string
 	dir     string
+	store   string
 }
 
 func main() {
@@ -37,6 +38,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "some parts only, comma-separated: decode, names, policy, nflog, conntrack, tap, memory, outage, store, clickhouse")
 	flag.DurationVar(&o.outage, "outage", 30*time.Second, "how long the collector is away")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "where the store is made, on the disk to measure")
+	flag.StringVar(&o.store, "store", "", "a store to fill once and ask in later runs too; empty makes one in -dir and removes it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -127,16 +127,9 @@ func (a *authenticator) clientAuth() tls.ClientAuthType {
 }
 
 // tokenAge is how long what a token has proven is believed: a kubelet renews
-// projected tokens within the hour.
+// projected tokens within the hour. The agent's stream ends then, and its next
+// one shows the token that the file has by now.
 const tokenAge = time.Hour
-
-// age is how old a connection may become; 0 is no bound.
-func (a *authenticator) age() time.Duration {
-	if slices.Contains(a.proofs, ProofToken) {
-		return tokenAge
-	}
-	return 0
-}
 
 // agentContext is the key of the agent that calls.
 type agentContext struct{}
@@ -252,7 +245,16 @@ func (a *authenticator) stream(srv any, stream grpc.ServerStream, info *grpc.Str
 	if err != nil {
 		return err
 	}
-	return handler(srv, admitted{stream, ctx})
+	if _, proven := agentOf(ctx); !proven || !slices.Contains(a.proofs, ProofToken) {
+		return handler(srv, admitted{stream, ctx})
+	}
+	ctx, cancel := context.WithTimeout(ctx, tokenAge)
+	defer cancel()
+	err = handler(srv, admitted{stream, ctx})
+	if ctx.Err() != nil && stream.Context().Err() == nil {
+		return status.Errorf(codes.Unavailable, "what the token has proven is %s old: show it anew", tokenAge)
+	}
+	return err
 }
 
 // admitted is a stream whose context says who calls.

@@ -167,12 +167,7 @@ func (r reviews) Create(_ context.Context, review *authenticationv1.TokenReview,
 func TestAnAgentProvesItselfByToken(t *testing.T) {
 	c := serveAdmitting(t, &memory{}, Options{}, &authenticator{proofs: []Proof{ProofToken}, tokens: &identity.Tokens{
 		Cluster: "c", Audience: "us", Accounts: []string{"flowaudit/agent"},
-		Reviewer: reviews{"good": {Authenticated: true, Audiences: []string{"us"}, User: authenticationv1.UserInfo{
-			Username: "system:serviceaccount:flowaudit:agent",
-			Extra: map[string]authenticationv1.ExtraValue{
-				"authentication.kubernetes.io/pod-name": {"agent-1"}, "authentication.kubernetes.io/node-name": {"node-1"},
-			},
-		}}},
+		Reviewer: reviews{"good": reviewed("node-1")},
 	}})
 	defer c.close(t)
 	for name, test := range map[string]struct {
@@ -198,6 +193,57 @@ func TestAnAgentProvesItselfByToken(t *testing.T) {
 	if _, err := c.query().Status(t.Context(), &flowauditv1.StatusRequest{}); err != nil {
 		t.Errorf("who asks needs no agent's token: %v", err)
 	}
+}
+
+// TestATokenIsShownAnew: an agent's stream ends when the token has been believed
+// for long enough; who asks and follows is not cut off.
+func TestATokenIsShownAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := serveAdmitting(t, &memory{}, Options{}, &authenticator{proofs: []Proof{ProofToken}, tokens: &identity.Tokens{
+			Cluster: "c", Audience: "us", Accounts: []string{"flowaudit/agent"}, Reviewer: reviews{"good": reviewed("node-1")},
+		}})
+		defer c.close(t)
+		follow, stop := context.WithCancel(t.Context())
+		defer stop()
+		asked, err := c.query().Observe(follow, &flowauditv1.ObserveRequest{Follow: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := asked.Recv(); err != nil { // what is stored, and its coverage
+			t.Fatal(err)
+		}
+		stream, err := c.ingest().Report(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer good"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		send(t, stream, batchFrom("node-1", 1))
+		receiveAck(t, stream)
+		if _, err := stream.Recv(); status.Code(err) != codes.Unavailable || time.Since(began) != tokenAge {
+			t.Errorf("after %s: %v", time.Since(began), err)
+		}
+		ended := make(chan error, 1)
+		go func() {
+			_, err := asked.Recv()
+			ended <- err
+		}()
+		time.Sleep(2 * tokenAge)
+		select {
+		case err := <-ended:
+			t.Errorf("who follows was cut off: %v", err)
+		default:
+		}
+	})
+}
+
+// reviewed is the review of a token of a node's agent.
+func reviewed(node string) authenticationv1.TokenReviewStatus {
+	return authenticationv1.TokenReviewStatus{Authenticated: true, Audiences: []string{"us"}, User: authenticationv1.UserInfo{
+		Username: "system:serviceaccount:flowaudit:agent",
+		Extra: map[string]authenticationv1.ExtraValue{
+			"authentication.kubernetes.io/pod-name": {"agent-1"}, "authentication.kubernetes.io/node-name": {node},
+		},
+	}}
 }
 
 // TestACertificateToAskWithWhereAgentsShowTokens: TLS itself lets a client
@@ -336,6 +382,21 @@ func TestLimits(t *testing.T) {
 // peerAt is the context of a call from an address.
 func peerAt(ctx context.Context, address string) context.Context {
 	return peer.NewContext(ctx, &peer.Peer{Addr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(address))})
+}
+
+// TestAUnixSocketIsNotLimited: all agents there look the same.
+func TestAUnixSocketIsNotLimited(t *testing.T) {
+	ctx := peer.NewContext(t.Context(), &peer.Peer{Addr: &net.UnixAddr{Net: "unix", Name: "@"}})
+	l := newLimits(1)
+	for range 2 * maxStreams {
+		one, _, err := l.enter(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := one.wait(ctx, 1e6); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func TestCaller(t *testing.T) {

@@ -15,8 +15,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"k8s.io/client-go/rest"
 
 	"github.com/flowaudit/flowaudit/collector/advice"
+	"github.com/flowaudit/flowaudit/collector/alert/notify"
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
@@ -34,6 +36,7 @@ type Options struct {
 	Access    kube.Access // to the API server, if one is to be asked
 	Agents    AgentOptions
 	Retain    Retain
+	Alerts    AlertOptions
 	Version   string
 	Monitor   monitor.Options // where it tells about itself
 	// MetricsPairs is how many pairs of workloads metrics tell apart.
@@ -60,6 +63,12 @@ func (o *Options) Validate() error {
 	}
 	if o.MetricsPairs < 0 {
 		return fmt.Errorf("--metrics-pairs %d: want a number from 0", o.MetricsPairs)
+	}
+	if err := o.Alerts.validate(); err != nil {
+		return err
+	}
+	if o.Alerts.Lease != "" && !o.Access.Wanted() {
+		return errors.New("--alert-lease needs an API server, which keeps it: give --in-cluster or --kubeconfig")
 	}
 	if err := o.Listen.validate(); err != nil {
 		return err
@@ -115,6 +124,8 @@ type collector struct {
 	timeline  *timeline
 	advice    *advice.Server
 	admission *authenticator
+	alerting  *alerting
+	api       *rest.Config // nil if no API server is asked
 	// otherPolicies are those of other kinds than NetworkPolicy.
 	otherPolicies atomic.Pointer[[]kube.OtherPolicy]
 	ready         chan struct{} // closed when agents' batches can be named
@@ -129,13 +140,13 @@ func newCollector(o Options, admission *authenticator) (*collector, error) {
 	}
 	c.timeline = newTimeline(o.Store, history, o.Cluster, o.Log)
 	c.index = kube.New(kube.Options{Changed: c.timeline.changed, Slack: clockSlack})
-	c.committer = newCommitter(measuredAppender{o.Store, c.measures}, func(batches []flow.Batch) {
-		c.measures.stored(batches)
-		c.hub.publish(batches)
-	})
+	c.committer = newCommitter(measuredAppender{o.Store, c.measures}, c.committed)
 	c.ingest = &ingest{
 		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), arrived: newArrivals(), limits: newLimits(o.Agents.Rate), skew: c.skew,
 		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index},
+	}
+	if err := c.makeAlerting(); err != nil {
+		return nil, err
 	}
 	if o.Access.Wanted() {
 		c.watch, err = kube.OpenWatch(kube.WatchOptions{
@@ -143,6 +154,34 @@ func newCollector(o Options, admission *authenticator) (*collector, error) {
 		})
 	}
 	return c, err
+}
+
+// makeAlerting prepares the evaluation of rules.
+func (c *collector) makeAlerting() error {
+	var sender notify.Sender
+	if c.Access.Wanted() {
+		config, err := c.Access.Config("flowaudit-collector/" + c.Version)
+		if err != nil {
+			return err
+		}
+		if sender, err = newEvents(config, instanceName()); err != nil {
+			return err
+		}
+		c.api = config
+	}
+	a, err := newAlerting(c.Alerts, c.Store, c.ingest.judge, sender, c.index.NodeNames, c.Log)
+	if err != nil {
+		return err
+	}
+	c.alerting, c.timeline.told = a, a.changed
+	return nil
+}
+
+// committed is told each group of new batches after it is durable.
+func (c *collector) committed(batches []flow.Batch) {
+	c.measures.stored(batches)
+	c.hub.publish(batches)
+	c.alerting.committed(batches)
 }
 
 const (
@@ -237,6 +276,12 @@ func (c *collector) serve(ctx context.Context, listener net.Listener, certificat
 		return nil
 	})
 	group.Go(func() error { return c.retain(ctx) })
+	group.Go(func() error { return c.alerting.run(ctx) })
+	if c.Alerts.Lease != "" {
+		group.Go(func() error {
+			return elect(ctx, c.api, c.Alerts.Lease, c.alerting.relay.instance, c.alerting.lead, c.Log)
+		})
+	}
 	if c.Listen.HTTP != "" {
 		group.Go(func() error { return c.serveHTTP(ctx, certificates) })
 	}
@@ -270,13 +315,14 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 		grpc.ChainUnaryInterceptor(c.admission.unary),
 		grpc.ChainStreamInterceptor(c.admission.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, MaxConnectionAge: c.admission.age(), MaxConnectionAgeGrace: shutdownDeadline}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}),
 		// A batch is decoded into columns of its own: the transport's buffers can be reused.
 		grpc.InitialWindowSize(4<<20), grpc.InitialConnWindowSize(8<<20),
 	)
 	flowauditv1.RegisterIngestServer(server, c.ingest)
 	flowauditv1.RegisterQueryServer(server, c.query())
 	flowauditv1.RegisterAdviceServer(server, c.advice)
+	flowauditv1.RegisterAlertsServer(server, c.alerts())
 	return server
 }
 
@@ -296,6 +342,10 @@ func (c *collector) problems() (out []string) {
 		out = append(out, "the API server is away: objects are as they were "+w.Heard.UTC().Format(time.RFC3339))
 	}
 	return append(out, w.Problems...)
+}
+
+func (c *collector) alerts() *alertServer {
+	return &alertServer{alerting: c.alerting, judge: c.ingest.judge}
 }
 
 // stop lets calls finish that can; followers and agents never end by themselves.
@@ -319,6 +369,10 @@ func (c *collector) status(ctx context.Context) (*flowauditv1.StatusResponse, er
 	}
 	if c.watch != nil {
 		out.Problems = append(out.Problems, c.watch.Status().Problems...)
+	}
+	out.Problems = append(out.Problems, c.alerting.problems()...)
+	if t := c.committer.trouble.Load(); t != nil {
+		out.Problems = append(out.Problems, "flows are not stored, and wait with their agents: "+*t)
 	}
 	if !stats.Oldest.IsZero() {
 		out.Oldest = stats.Oldest.UnixMilli()

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
@@ -171,6 +172,14 @@ func (r *report) store(ctx context.Context, message *flowauditv1.Batch) error {
 	r.agents.heard(&batch)
 	undo := r.blind.add(&batch)
 	return r.commit.submit(ctx, submission{batch, func(duplicate bool, err error) {
+		if errors.Is(err, store.ErrBatch) {
+			undo()
+			r.log.Error("batch refused", "error", err)
+			ack.Refused, ack.Error, ack.Rejected = true, err.Error(), uint64(len(batch.Flows))
+			r.rejected.Add(max(1, ack.Rejected))
+			r.acks <- ack
+			return
+		}
 		if err != nil {
 			r.log.Error("batch was not stored, its agent will send it again", "error", err)
 			undo()
@@ -226,6 +235,10 @@ func (s *ingest) decode(message *flowauditv1.Batch, ack *flowauditv1.Ack) (flow.
 	}
 	if invalid > 0 {
 		ack.Rejected, ack.Error = uint64(invalid), first.Error()
+		batch.Gaps = append(batch.Gaps, flow.Gap{
+			Node: batch.Node, Source: "collector", Kind: flow.GapMalformed, Start: batch.Start, End: batch.End, Lost: uint64(invalid),
+			Detail: "flows were left out of what the agent sent: " + first.Error(),
+		})
 		s.log.Error("flows left out of a batch", "node", batch.Node, "batch", batch.Key.String(), "flows", invalid, "error", first)
 	}
 	return batch, nil

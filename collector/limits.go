@@ -13,7 +13,8 @@ import (
 )
 
 // limits keep one agent from harming the others. An agent is told apart by what
-// it has proven, and else by the address that it comes from.
+// it has proven, and else by the address that it comes from; those on a unix
+// socket are on this machine and are not told apart, nor limited.
 type limits struct {
 	rate float64 // flows a second; 0 is no bound
 
@@ -46,6 +47,9 @@ func (l *limits) enter(ctx context.Context) (one *limit, leave func(), err error
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	one = l.known[key]
+	if key == "" {
+		return &limit{flows: limiter.NewLimiter(limiter.Inf, 0)}, func() {}, nil
+	}
 	if one == nil {
 		one = &limit{key: key, flows: limiter.NewLimiter(limiter.Inf, 0)}
 		if l.rate > 0 {
@@ -93,7 +97,7 @@ func caller(ctx context.Context) string {
 	}
 	host, _, err := net.SplitHostPort(p.Addr.String())
 	if err != nil {
-		return p.Addr.String() // a unix socket's
+		return "" // a unix socket's
 	}
 	return host
 }

@@ -24,6 +24,8 @@ type timeline struct {
 	history *history
 	cluster string
 	log     *slog.Logger
+	// told, if set, is called with each change after the start.
+	told func(*flow.Change)
 
 	mu      sync.Mutex
 	early   []flow.Change // what was found at the start, until all of it is
@@ -64,6 +66,9 @@ func (t *timeline) changed(c flow.Change) {
 		return
 	}
 	t.take(c)
+	if t.told != nil {
+		t.told(&c)
+	}
 }
 
 // settled says that everything that was there at the start has been told. It

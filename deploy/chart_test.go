@@ -110,15 +110,16 @@ func TestHelmLint(t *testing.T) {
 // TestWrongValues: each is named before anything is installed.
 func TestWrongValues(t *testing.T) {
 	for value, want := range map[string]string{
-		"store.kind=postgres":     "/store/kind",
-		"agent.cni=flannel":       "/agent/cni",
-		"agent.metricsPort=0":     "/agent/metricsPort",
-		"agent.maxUnavailable=0%": "/agent/maxUnavailable",
-		"colector.replicas=1":     "colector",
-		"store.size=big":          "/store/size",
-		"collector.retain=long":   "/collector/retain",
-		"tls.mode=none":           "/tls/mode",
-		"collector.replicas=2":    "an embedded store has one collector",
+		"store.kind=postgres":             "/store/kind",
+		"agent.cni=flannel":               "/agent/cni",
+		"agent.metricsPort=0":             "/agent/metricsPort",
+		"agent.maxUnavailable=0%":         "/agent/maxUnavailable",
+		"colector.replicas=1":             "colector",
+		"store.size=big":                  "/store/size",
+		"collector.retain=long":           "/collector/retain",
+		"tls.mode=none":                   "/tls/mode",
+		"alerts.alertmanagers[0]=am:9093": "/alerts/alertmanagers/0",
+		"collector.replicas=2":            "an embedded store has one collector",
 	} {
 		if _, err := helm(t, "template", "flowaudit", "chart", "--set", value); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want an error that names %s", value, err, want)
@@ -173,18 +174,48 @@ func TestFlagsExist(t *testing.T) {
 	}
 }
 
+// TestAgentsShowWhatTheCollectorAsksFor: all have one certificate, which names no
+// node, so a token of the right audience and account has to.
+func TestAgentsShowWhatTheCollectorAsksFor(t *testing.T) {
+	for _, values := range valueFiles(t) {
+		all := objects(t, render(t, "-f", values))
+		agent, collector := podOf(t, all, "flowaudit-agent"), podOf(t, all, "flowaudit-collector")
+		asked := make(map[string]string)
+		for _, arg := range collector.Spec.Containers[0].Args {
+			name, value, _ := strings.Cut(arg, "=")
+			asked[name] = value
+		}
+		if asked["--agent-proof"] != "token" || asked["--agent-account"] != "flowaudit/"+agent.Spec.ServiceAccountName {
+			t.Errorf("%s: the collector asks for proof %q of account %q", values, asked["--agent-proof"], asked["--agent-account"])
+		}
+		i := slices.IndexFunc(agent.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == "token" })
+		if i < 0 || agent.Spec.Volumes[i].Projected == nil {
+			t.Fatalf("%s: the agent has no token", values)
+		}
+		token := agent.Spec.Volumes[i].Projected.Sources[0].ServiceAccountToken
+		if token.Audience != asked["--agent-audience"] {
+			t.Errorf("%s: the token is for %q, the collector asks for %q", values, token.Audience, asked["--agent-audience"])
+		}
+		c := agent.Spec.Containers[0]
+		i = slices.IndexFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "token" })
+		if i < 0 || !slices.Contains(c.Args, "--token-file="+c.VolumeMounts[i].MountPath+"/"+token.Path) {
+			t.Errorf("%s: the agent does not show its token: %v", values, c.Args)
+		}
+	}
+}
+
 func TestTheChartGrantsWhatDeployRBACDoes(t *testing.T) {
 	rules := func(text string) map[string]any {
 		out := make(map[string]any)
 		for _, o := range objects(t, text) {
-			if o.GetKind() == "ClusterRole" {
-				out[o.GetName()] = o.Object["rules"]
+			if strings.HasSuffix(o.GetKind(), "Role") {
+				out[o.GetKind()+" "+o.GetName()] = o.Object["rules"]
 			}
 		}
 		return out
 	}
 	var want string
-	for _, part := range []string{"agent", "collector"} {
+	for _, part := range []string{"agent", "collector", "tokens", "alerts"} {
 		b, err := os.ReadFile("rbac/" + part + ".yaml")
 		if err != nil {
 			t.Fatal(err)

@@ -155,6 +155,18 @@ func TestAddressChangesHands(t *testing.T) {
 		s.want("10.0.0.1", map[float64]string{50: "a", 90: "a", 91: "ambiguous a b", 100.3: "ambiguous a b", 100.5: "b", 110: "b", 140: "b"})
 		s.want("10.0.0.2", map[float64]string{50: "b", 99: "b", 100: "ambiguous b", 100.7: "ambiguous a b", 100.9: "a", 110: "a", 140: "a"})
 	})
+	t.Run("to one whom a list tells of, after another whom nobody told of", func(t *testing.T) {
+		s := newStage(t)
+		old := runs("old", "10.0.0.1", 0)
+		s.set(0.5, old)
+		s.gone(10.1, finished(old, 10))
+		m := live(sec(30))
+		m.asOf, m.listed = sec(12).UnixNano(), true
+		next := runs("next", "10.0.0.1", 20.9)
+		s.setPod(factsOf(next), m)
+		// In 20.0 to 20.9 s it may have been anybody's.
+		s.want("10.0.0.1", map[float64]string{5: "old", 15: "unknown", 20.5: "unknown", 21.5: "next"})
+	})
 	t.Run("of both families at once", func(t *testing.T) {
 		s := newStage(t)
 		p := runs("web", "10.0.0.1 fd00::1", 0)

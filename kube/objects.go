@@ -95,6 +95,17 @@ func (x *Index) knownNodes() []podKey {
 	return out
 }
 
+// NodeNames lists the nodes that the API, or a manifest, tells of.
+func (x *Index) NodeNames() []string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var out []string
+	for _, k := range x.knownNodes() {
+		out = append(out, k.name)
+	}
+	return out
+}
+
 // Stats describes what the index knows.
 type Stats struct {
 	Pods, Namespaces, Services, Nodes, Policies int

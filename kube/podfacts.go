@@ -186,8 +186,10 @@ type moment struct {
 	// exact says that what is told is so from now on: manifests have no
 	// other time. first is set for what is told at the very beginning.
 	exact, first bool
-	late         bool  // asOf is an estimate, since news comes late
-	slack        int64 // how far clocks may differ
+	late         bool // asOf is an estimate, since news comes late
+	// listed is set for what a list tells: who came and went since asOf is not in it.
+	listed bool
+	slack  int64 // how far clocks may differ
 }
 
 // ofPast reports whether what is told says nothing about how late news is.
@@ -211,9 +213,9 @@ func (m moment) begin(by *holder, l *podLife, moved bool, seen int64) claim {
 		if l.start != 0 {
 			c.from = min(l.start-m.slack, c.sure)
 		}
-		if m.first {
-			c.from = c.sure // who had it before is not known
-		}
+	}
+	if !m.exact && (m.first || m.listed) {
+		c.from = c.sure // who had it before is not known
 	}
 	return m.fade(c, l)
 }

@@ -243,7 +243,7 @@ const chunk = 256
 // time that nobody told.
 func (f *follower) Replace(list []any, _ string) error {
 	m := f.moment()
-	m.first = !f.now().synced
+	m.first, m.listed = !f.now().synced, true
 	listed := make(map[podKey]struct{}, len(list))
 	for i, o := range list {
 		list[i] = f.trimmed(o)

@@ -8,7 +8,7 @@ FROM (
          CASE WHEN source_pod <> '' THEN concat(source_namespace, '/', source_pod) ELSE source_ip END AS from_end,
          CASE WHEN destination_pod <> '' THEN concat(destination_namespace, '/', destination_pod) ELSE destination_ip END AS to_end,
          port AS to_port, protocol AS by_protocol
-  FROM flows WHERE start_ms >= $since AND connections > 0 AND (assessment IN ('enforced', 'unenforced', 'unexplained') OR caveat <> '')
+  FROM totals WHERE start_ms >= $since AND connections > 0 AND (assessment IN ('enforced', 'unenforced', 'unexplained') OR caveat <> '')
 )
 GROUP BY policy_refs, assessment, verdict, caveat, reason, node, source_node, destination_node
 ORDER BY policy_refs, assessment, verdict, caveat, reason, node, source_node, destination_node

@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -113,6 +114,9 @@ Examples:
   flowaudit-collector --data /var/lib/flowaudit --listen :4245 \
     --tls-cert tls.crt --tls-key tls.key --tls-client-ca ca.crt --retain 30d --in-cluster
 
+  # alerts to an Alertmanager, by the default rules
+  flowaudit-collector --data /var/lib/flowaudit --alertmanager http://alertmanager:9093
+
   # many collectors, which share a ClickHouse
   FLOWAUDIT_STORE=clickhouse://flowaudit:…@clickhouse:9440/flowaudit?secure=true \
     flowaudit-collector --listen :4245 --tls-cert tls.crt --tls-key tls.key --in-cluster
@@ -140,6 +144,11 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	fs.DurationVar(&at.slice, "slice", 0, "how much time one file of the store holds, or one partition of ClickHouse; retention deletes these whole (default: 1h, and 24h in ClickHouse)")
 	fs.IntVar(&at.db.Threads, "store-threads", 0, "threads of the store (default: one a core)")
 	fs.StringVar(&at.db.MemoryLimit, "store-memory", "", "memory limit of the store, such as 2GB (default: DuckDB's, 80 % of the machine's)")
+	fs.StringVar(&o.Alerts.Config, "alert-config", "", "YAML `file` of alert rules and notifiers, read again when it changes (default: the default rules, and no notifier)")
+	fs.StringArrayVar(&o.Alerts.Alertmanagers, "alertmanager", nil, "`URL` of an Alertmanager that is told of alerts; may be repeated")
+	fs.StringVar(&o.Alerts.Queue, "alert-queue", "", "`directory` of notifications that are not delivered yet (default: alerts in --data, or a temporary one with --store)")
+	fs.StringVar(&o.Alerts.LinkTemplate, "link-template", "", "`template` of the links in alerts, such as 'https://grafana.example/d/flowaudit?var-namespace={{.From.Namespace}}' (default: made of the file's grafana)")
+	fs.StringVar(&o.Alerts.Lease, "alert-lease", "", "`namespace/name` of the Lease by which one of many collectors tells of alerts (default with --store and --in-cluster: flowaudit-alerts in the pod's namespace)")
 	fs.StringVar(&o.Listen.Cert, "tls-cert", "", "PEM `file` of the collector's certificate")
 	fs.StringVar(&o.Listen.Key, "tls-key", "", "PEM `file` of its private key")
 	fs.StringVar(&o.Listen.ClientCA, "tls-client-ca", "", "PEM `file` of the authorities whose certificates agents and askers must show")
@@ -174,6 +183,7 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	if err := at.validate(); err != nil {
 		return o, at, false, err
 	}
+	alertDefaults(&o, &at)
 	return o, at, false, o.Validate()
 }
 
@@ -207,6 +217,18 @@ func (p *proofs) String() string {
 		names = append(names, string(one))
 	}
 	return strings.Join(names, ",")
+}
+
+// alertDefaults are those that depend on other flags.
+func alertDefaults(o *collector.Options, at *place) {
+	if o.Alerts.Queue == "" && at.url == "" {
+		o.Alerts.Queue = filepath.Join(at.db.Dir, "alerts")
+	}
+	if o.Alerts.Lease == "" && at.url != "" && o.Access.InCluster {
+		if namespace, err := os.ReadFile("/var/run/secrets/kubernetes.io/serviceaccount/namespace"); err == nil {
+			o.Alerts.Lease = strings.TrimSpace(string(namespace)) + "/flowaudit-alerts"
+		}
+	}
 }
 
 // maxDays is what a time.Duration holds, and more than any disk.

@@ -33,7 +33,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := options{
-		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Agents: collector.AgentOptions{Audience: "flowaudit-collector", Accounts: []string{"flowaudit/flowaudit-agent"}}, Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel", MetricsPairs: 2000, Monitor: monitor.Options{LogLevel: "info", LogFormat: "text"}},
+		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Agents: collector.AgentOptions{Audience: "flowaudit-collector", Accounts: []string{"flowaudit/flowaudit-agent"}}, Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel", MetricsPairs: 2000, Alerts: collector.AlertOptions{Queue: "flowaudit-data/alerts"}, Monitor: monitor.Options{LogLevel: "info", LogFormat: "text"}},
 		place{db: duckdb.Options{Dir: "flowaudit-data"}},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(place{})); diff != "" {
@@ -59,7 +59,9 @@ func TestFlags(t *testing.T) {
 		{"--agent-audience x --agent-account a/b,c/d --agent-rate 1e4", func(o *options) {
 			o.Collector.Agents = collector.AgentOptions{Audience: "x", Accounts: []string{"a/b", "c/d"}, Rate: 1e4}
 		}},
-		{"--data /var/lib/flowaudit", func(o *options) { o.Store.db.Dir = "/var/lib/flowaudit" }},
+		{"--data /var/lib/flowaudit", func(o *options) {
+			o.Store.db.Dir, o.Collector.Alerts.Queue = "/var/lib/flowaudit", "/var/lib/flowaudit/alerts"
+		}},
 		{"--manifests /objects", func(o *options) { o.Collector.Manifests = "/objects" }},
 		{"--retain 12h", func(o *options) { o.Collector.Retain.Flows = 12 * time.Hour }},
 		{"--retain 1.5d", func(o *options) { o.Collector.Retain.Flows = 36 * time.Hour }},
@@ -69,7 +71,7 @@ func TestFlags(t *testing.T) {
 		}},
 		{"--retain-size 1.5GB", func(o *options) { o.Collector.Retain.Bytes = 1_500_000_000 }},
 		{"--retain-size 2TiB", func(o *options) { o.Collector.Retain.Bytes = 2 << 40 }},
-		{"--store clickhouse://h:9000/f", func(o *options) { o.Store.url = "clickhouse://h:9000/f" }},
+		{"--store clickhouse://h:9000/f", func(o *options) { o.Store.url, o.Collector.Alerts.Queue = "clickhouse://h:9000/f", "" }},
 		{"--listen-metrics :9464 --listen-pprof [::1]:6060", func(o *options) { o.Collector.Monitor.Metrics, o.Collector.Monitor.Profiles = ":9464", "[::1]:6060" }},
 		{"--metrics-pairs 10 --log-level warn --log-format json", func(o *options) {
 			o.Collector.MetricsPairs, o.Collector.Monitor.LogLevel, o.Collector.Monitor.LogFormat = 10, "warn", "json"

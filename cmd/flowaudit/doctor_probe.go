@@ -1,15 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -107,10 +103,7 @@ func (p *probing) run(ctx context.Context, env *environment) (*probed, error) {
 	if p.local() {
 		return p.between(ctx, say)
 	}
-	if !p.access.InCluster {
-		p.access.Kubeconfig = cmp.Or(p.access.Kubeconfig, usualKubeconfig(env.getenv))
-	}
-	if !p.access.Wanted() {
+	if !p.access.Usual(env.getenv) {
 		return nil, usageError{errors.New("--probe asks the API server: give --kubeconfig, or --from and --to for two pods of this node")}
 	}
 	agent := "flowaudit/" + version
@@ -124,18 +117,6 @@ func (p *probing) run(ctx context.Context, env *environment) (*probed, error) {
 	}
 	results, err := probe.Run(ctx, probe.Options{Core: core, Networking: networking, Nodes: p.nodes, Image: p.image, Timeout: p.wait, Say: say})
 	return &probed{Pairs: results}, err
-}
-
-// usualKubeconfig is the file that kubectl would take; empty if there is none.
-func usualKubeconfig(getenv func(string) string) string {
-	if file, _, _ := strings.Cut(getenv("KUBECONFIG"), string(filepath.ListSeparator)); file != "" {
-		return file
-	}
-	file := filepath.Join(getenv("HOME"), ".kube", "config")
-	if _, err := os.Stat(file); err != nil {
-		return ""
-	}
-	return file
 }
 
 // localTimeout is how long a connection between two pods of a node may take:

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -64,28 +63,6 @@ func TestDoctorProbesWhatIsAsked(t *testing.T) {
 		if r.code != c.code || !strings.Contains(r.stderr, c.want) {
 			t.Errorf("%v: exit code %d, %s", c.args, r.code, r.stderr)
 		}
-	}
-}
-
-func TestTheUsualKubeconfig(t *testing.T) {
-	home := t.TempDir()
-	env := map[string]string{"HOME": home}
-	getenv := func(name string) string { return env[name] }
-	if got := usualKubeconfig(getenv); got != "" {
-		t.Errorf("without one: %q", got)
-	}
-	if err := os.MkdirAll(home+"/.kube", 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(home+"/.kube/config", nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if got := usualKubeconfig(getenv); got != home+"/.kube/config" {
-		t.Errorf("got %q", got)
-	}
-	env["KUBECONFIG"] = "/a:/b"
-	if got := usualKubeconfig(getenv); got != "/a" {
-		t.Errorf("got %q", got)
 	}
 }
 

@@ -152,6 +152,9 @@ func rootOf(t *testing.T, img v1.Image) (dir string, headers map[string]*tar.Hea
 func within(t *testing.T, root string, args ...string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("only root may change the root directory")
+		}
 		t.Skip("only root may change the root directory")
 	}
 	cmd := exec.Command(args[0], args[1:]...)

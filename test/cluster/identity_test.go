@@ -25,12 +25,12 @@ import (
 // one of an application.
 const identities = `apiVersion: v1
 kind: Pod
-metadata: {name: agent-1, namespace: flowaudit, annotations: {flowaudit.test/unmanaged: "true"}}
+metadata: {name: agent-1, namespace: flowaudit, labels: {flowaudit.test/unmanaged: "true"}}
 spec: {nodeName: node1, serviceAccountName: flowaudit-agent, containers: [{name: c, image: "test/c:1"}]}
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: web, namespace: identity, annotations: {flowaudit.test/unmanaged: "true"}}
+metadata: {name: web, namespace: identity, labels: {flowaudit.test/unmanaged: "true"}}
 spec: {nodeName: node1, containers: [{name: c, image: "test/c:1"}]}
 `
 

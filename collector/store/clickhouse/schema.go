@@ -81,7 +81,15 @@ const verdictType = "Enum8('unknown' = 0, 'allowed' = 1, 'denied' = 2, 'unanswer
 // from several collectors. Steps are never changed, only added.
 type step func(*Store) ([]string, error)
 
-func steps() []step { return []step{(*Store).firstTables, (*Store).viewsAnew} }
+func steps() []step {
+	return []step{(*Store).firstTables, (*Store).viewsAnew, (*Store).documentTable}
+}
+
+// documentTable is version 3.
+func (s *Store) documentTable() ([]string, error) {
+	columns, err := s.render("kind {{.Text}}, slot UInt32, id String, time Int64, version UInt64, body String")
+	return s.createTable("document", columns, "ReplacingMergeTree(version)", "(kind, slot)", "kind, id", "sipHash64(id)"), err
+}
 
 // firstTables is version 1.
 func (s *Store) firstTables() ([]string, error) {

@@ -81,6 +81,8 @@ func suite() map[string]func(*testing.T, Fixture) {
 		"edges are what flows add up to":      edges,
 		"edges outlive their flows":           edgesOutlive,
 		"flows of which only names are known": namesOnly,
+		"hours add up to edges":               edgeHours,
+		"documents":                           documents,
 	}
 }
 

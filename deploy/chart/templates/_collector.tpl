@@ -37,6 +37,9 @@ spec:
         - --tls-cert=/tls/tls.crt
         - --tls-key=/tls/tls.key
         - --tls-client-ca=/tls/ca.crt
+        - --agent-proof=token
+        - --agent-audience=flowaudit-collector
+        - --agent-account={{ .Release.Namespace }}/flowaudit-agent
         - --retain={{ .Values.collector.retain }}
         - --retain-denied={{ .Values.collector.retainDenied }}
         - --retain-edges={{ .Values.collector.retainEdges }}
@@ -44,6 +47,12 @@ spec:
         - --data=/var/lib/flowaudit
         - --retain-size={{ .Values.store.retainSize }}
         - --store-memory={{ .Values.store.memory }}
+        {{- end }}
+        {{- range .Values.alerts.alertmanagers }}
+        - --alertmanager={{ . }}
+        {{- end }}
+        {{- if .Values.alerts.config }}
+        - --alert-config=/alerts/alerts.yaml
         {{- end }}
         - --listen-metrics=:9464
         - --log-level={{ .Values.collector.logLevel }}
@@ -84,6 +93,9 @@ spec:
       volumeMounts:
         - {name: tls, mountPath: /tls, readOnly: true}
         - {name: tmp, mountPath: /tmp}
+        {{- if .Values.alerts.config }}
+        - {name: alerts, mountPath: /alerts, readOnly: true}
+        {{- end }}
         {{- if eq .Values.store.kind "duckdb" }}
         - {name: data, mountPath: /var/lib/flowaudit}
         {{- end }}
@@ -92,4 +104,8 @@ spec:
       secret: {secretName: {{ .Values.tls.collectorSecret }}, defaultMode: 288} # 0440
     - name: tmp
       emptyDir: {}
+    {{- if .Values.alerts.config }}
+    - name: alerts
+      configMap: {name: flowaudit-alerts}
+    {{- end }}
 {{- end }}
