@@ -138,7 +138,8 @@ func (l *backlog) next(ctx context.Context) (*sentBatch, error) {
 		return nil, err
 	}
 	if e := l.queue.nextLate(); e != nil {
-		b := sentBatch{entry: e, message: e.wire(), start: e.batch.Start, end: e.batch.End, flows: len(e.batch.Flows)}
+		b := sentBatch{entry: e, message: e.wire(), flows: len(e.batch.Flows)}
+		b.start, b.end = span(e.batch)
 		l.fly(&b)
 		return &b, nil
 	}

@@ -150,8 +150,9 @@ func (d *disk) save(e *entry) error {
 	}
 	d.packed = d.encoder.EncodeAll(d.raw, d.packed[:0])
 	b := e.batch
+	start, end := span(b)
 	return s.Put(&spool.Record{
-		Lane: e.lane(), Sequence: b.Key.Sequence, Start: b.Start, End: b.End, Flows: uint32(len(b.Flows)), Payload: d.packed,
+		Lane: e.lane(), Sequence: b.Key.Sequence, Start: start, End: end, Flows: uint32(len(b.Flows)), Payload: d.packed,
 	})
 }
 

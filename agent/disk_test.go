@@ -194,6 +194,10 @@ func TestRefusedFlowsAreKeptApart(t *testing.T) {
 	if parts[0].Start.Before(parts[0].End) || !parts[1].Start.Before(parts[1].End) || len(parts[1].Gaps) != 1 {
 		t.Error("the last part carries the coverage")
 	}
+	parts[0].Flows[1].Start = clock(3)
+	if start, end := span(parts[0]); !start.Equal(clock(3)) || !end.Equal(clock(10)) {
+		t.Errorf("the loss of a part is told from %s to %s, which is not when its flows were", start, end)
+	}
 	if parts = split(*batchOf(3, 0), true); len(parts) != 1 {
 		t.Errorf("%d parts of a batch without refused flows", len(parts))
 	}
@@ -220,7 +224,7 @@ func FuzzSpooledBatch(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if size := proto.Size(b); size > maxMessage {
+		if size := proto.Size(b); size > maxUnpacked {
 			t.Errorf("%d bytes unfold to %d", len(payload), size)
 		}
 	})

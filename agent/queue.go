@@ -59,6 +59,22 @@ func (e *entry) wire() *flowauditv1.Batch {
 	return e.message
 }
 
+// span is the time that a batch tells of: of its flows too, which may be in a
+// batch that covers nothing by itself.
+func span(b *flow.Batch) (start, end time.Time) {
+	start, end = b.Start, b.End
+	for i := range b.Flows {
+		f := &b.Flows[i]
+		if !f.Start.IsZero() && f.Start.Before(start) {
+			start = f.Start
+		}
+		if f.End.After(end) {
+			end = f.End
+		}
+	}
+	return start, end
+}
+
 func (e *entry) lane() spool.Lane {
 	if len(e.batch.Flows) > 0 && e.batch.Flows[0].Verdict == flow.VerdictDenied {
 		return spool.High
@@ -137,9 +153,10 @@ func (q *queue) shed(i int, denied bool) {
 	if lost == 0 || e == q.saving || e.spooled {
 		return
 	}
+	start, end := span(&b)
 	b.Flows = kept
 	b.Gaps = append(slices.Clone(b.Gaps), flow.Gap{
-		Node: b.Node, Kind: flow.GapQueue, Start: b.Start, End: b.End, Lost: uint64(lost),
+		Node: b.Node, Kind: flow.GapQueue, Start: start, End: end, Lost: uint64(lost),
 		Detail: "the collector was away too long for the agent's queue",
 	})
 	q.entries[i] = &entry{batch: &b, added: e.added, late: e.late, sent: e.sent}
@@ -217,7 +234,8 @@ func (q *queue) refuse(key flow.BatchKey, why string) {
 	}
 	if b := q.entries[i].batch; len(b.Flows) > 0 {
 		q.dropped += uint64(len(b.Flows))
-		q.add(q.loss(refusal(b.Start, b.End, uint64(len(b.Flows)), why)))
+		start, end := span(b)
+		q.add(q.loss(refusal(start, end, uint64(len(b.Flows)), why)))
 	}
 	q.take(key)
 }

@@ -181,7 +181,8 @@ func (s *stream) receive(report flowauditv1.Ingest_ReportClient) error {
 		}
 		key := flowauditv1.ToBatchKey(ack.GetKey())
 		if b := s.queue.get(key); b != nil {
-			s.complain(ack, b.Start, b.End, len(b.Flows))
+			start, end := span(b)
+			s.complain(ack, start, end, len(b.Flows))
 		}
 		s.queue.ack(key)
 		s.note(ack)
