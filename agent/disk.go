@@ -151,8 +151,12 @@ func (d *disk) save(e *entry) error {
 	d.packed = d.encoder.EncodeAll(d.raw, d.packed[:0])
 	b := e.batch
 	start, end := span(b)
+	covered := b.End
+	if !b.Start.Before(b.End) { // a part, or told early: others of its time may follow
+		covered = time.Time{}
+	}
 	return s.Put(&spool.Record{
-		Lane: e.lane(), Sequence: b.Key.Sequence, Start: start, End: end, Flows: uint32(len(b.Flows)), Payload: d.packed,
+		Lane: e.lane(), Sequence: b.Key.Sequence, Start: start, End: end, Covered: covered, Flows: uint32(len(b.Flows)), Payload: d.packed,
 	})
 }
 

@@ -71,8 +71,9 @@ func (l *lab) pour(ctx context.Context, rate int) (sent uint64) {
 		defer func() { _ = unix.Close(r.fd) }() // nothing is buffered
 		return pace(ctx, rate, 1<<31, func(from, until int) error {
 			for n := from; n < until; n++ {
-				k := uint32(n%(10*rate)) * 2654435761 // scattered, and each once a window
-				if err := r.send(netip.AddrFrom4([4]byte{10, 200, byte(k >> 24), byte(k >> 16)}), 1024, uint16(k)); err != nil {
+				window := n / (10 * rate)
+				k := uint32(n%(10*rate)) * 2654435761 // scattered, and each once a window, as another connection
+				if err := r.send(netip.AddrFrom4([4]byte{10, 200, byte(k >> 24), byte(k >> 16)}), uint16(1024+window), uint16(k)); err != nil {
 					return err
 				}
 				sent++

@@ -14,8 +14,11 @@ type Record struct {
 	Sequence uint64 // within the epoch
 	// Start and End bound the time that the batch tells of; milliseconds are kept.
 	Start, End time.Time
-	Flows      uint32
-	Payload    []byte // what it was put with; of the spool's own memory until the next call
+	// Covered is up to when this batch and those before it tell of everything;
+	// zero if it says nothing of that.
+	Covered time.Time
+	Flows   uint32
+	Payload []byte // what it was put with; of the spool's own memory until the next call
 
 	segment *segment
 }
@@ -36,8 +39,8 @@ func (l Lane) letter() byte { return "lh"[l] }
 // a record's header has another than its payload: a damaged payload costs that
 // record, a damaged header the search for the next one.
 const (
-	headerSize = 8 + 8 + 4                     // magic, covered, checksum
-	recordSize = 4 + 4 + 8 + 8 + 8 + 8 + 4 + 8 // magic, length, epoch, sequence, start, end, flows, checksums
+	headerSize = 8 + 8 + 4                         // magic, covered, checksum
+	recordSize = 4 + 4 + 8 + 8 + 8 + 8 + 8 + 4 + 8 // magic, length, epoch, sequence, start, end, covered, flows, checksums
 	maxPayload = 16 << 20
 
 	segmentMagic = "faspool1"
@@ -72,6 +75,7 @@ func appendRecord(b []byte, r *Record) []byte {
 	b = binary.LittleEndian.AppendUint64(b, r.Sequence)
 	b = binary.LittleEndian.AppendUint64(b, uint64(millis(r.Start)))
 	b = binary.LittleEndian.AppendUint64(b, uint64(millis(r.End)))
+	b = binary.LittleEndian.AppendUint64(b, uint64(millis(r.Covered)))
 	b = binary.LittleEndian.AppendUint32(b, r.Flows)
 	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(r.Payload, castagnoli()))
 	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[at:], castagnoli()))
@@ -115,15 +119,16 @@ func readRecord(b []byte, at int) (f found, ok bool) {
 		return found{}, false
 	}
 	f.Epoch, f.Sequence = binary.LittleEndian.Uint64(h[8:]), binary.LittleEndian.Uint64(h[16:])
-	f.Start, f.End = fromMillis(int64(binary.LittleEndian.Uint64(h[24:]))), fromMillis(int64(binary.LittleEndian.Uint64(h[32:])))
-	f.Flows = binary.LittleEndian.Uint32(h[40:])
+	moment := func(at int) time.Time { return fromMillis(int64(binary.LittleEndian.Uint64(h[at:]))) }
+	f.Start, f.End, f.Covered = moment(24), moment(32), moment(40)
+	f.Flows = binary.LittleEndian.Uint32(h[48:])
 	f.next = len(b)
 	if f.torn = len(h)-recordSize < int(length); f.torn {
 		return f, true
 	}
 	f.next = at + recordSize + int(length)
 	payload := b[at+recordSize : f.next]
-	if f.whole = binary.LittleEndian.Uint32(h[44:]) == crc32.Checksum(payload, castagnoli()); f.whole {
+	if f.whole = binary.LittleEndian.Uint32(h[52:]) == crc32.Checksum(payload, castagnoli()); f.whole {
 		f.Payload = payload
 	}
 	return f, true

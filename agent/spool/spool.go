@@ -124,7 +124,7 @@ func (s *Spool) examine(b []byte) (end int) {
 		if !ok {
 			return max(end, min(headerSize, len(b)))
 		}
-		s.covered = later(s.covered, f.End)
+		s.covered = later(s.covered, f.Covered)
 		if f.torn {
 			s.lose(Loss{Start: f.Start, End: f.End, Flows: uint64(f.Flows), Records: 1, Damaged: true, Detail: "a batch was not written to its end"})
 			return max(end, min(headerSize, len(b)))
@@ -167,7 +167,7 @@ func (s *Spool) Put(r *Record) error {
 	}
 	a.last, a.used = r.Sequence, time.Now()
 	a.records++
-	s.covered = later(s.covered, r.End)
+	s.covered = later(s.covered, r.Covered)
 	if a.size >= segmentBytes {
 		s.close(r.Lane)
 	}

@@ -41,7 +41,7 @@ func payload(n uint64, size int) []byte { return bytes.Repeat([]byte{byte(n)}, s
 // put puts batch n, which tells of second n-1 to n.
 func (b *box) put(l Lane, n uint64, size int) {
 	b.t.Helper()
-	if err := b.Put(&Record{Lane: l, Sequence: n, Start: at(int(n) - 1), End: at(int(n)), Flows: uint32(n), Payload: payload(n, size)}); err != nil {
+	if err := b.Put(&Record{Lane: l, Sequence: n, Start: at(int(n) - 1), End: at(int(n)), Covered: at(int(n)), Flows: uint32(n), Payload: payload(n, size)}); err != nil {
 		b.t.Fatal(err)
 	}
 }

@@ -31,6 +31,7 @@ func TestKilledAtRandomMoments(t *testing.T) {
 	}
 	a := agent(t, l, at("net.sock"), at("state"))
 	a.start()
+	a.says("agent reads", 1) // what was sent before the first run nobody tells of
 	sent := l.send(2000)
 	batches.faults.Store(true)
 	net.faults.Store(true)
