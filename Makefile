@@ -62,8 +62,10 @@ bench: need-kernel need-bench build ## Measure: one table of costs, losses and t
 	@$(BIN)/bench
 
 .PHONY: soak
-soak: need-kernel need-build need-cluster ## Run the kernel and cluster tests for long, with many connections (root)
+soak: need-kernel need-build need-clickhouse need-cluster ## Run the kernel, crash and cluster tests for long, with many connections (root)
 	FLOWAUDIT_SOAK=10m CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 60m -v ./test/kernel
+	FLOWAUDIT_SOAK=10m CGO_ENABLED=1 $(GO) test -count=1 -timeout 60m -v ./test/crash
+	FLOWAUDIT_SOAK=10m CGO_ENABLED=1 $(GO) test -count=1 -timeout 60m -v -run TestCluster ./collector/store/clickhouse
 	cd test/cluster && FLOWAUDIT_SOAK=10m $(GO) test -count=1 -timeout 60m -v .
 
 .PHONY: clean

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	"github.com/flowaudit/flowaudit/collector/store"
@@ -41,7 +42,7 @@ func benchStore(ctx context.Context, o options) (all []result, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	ingest, err := benchIngest(ctx, dir, o.flows, "duckdb", "--data", filepath.Join(dir, "data"))
+	ingest, err := benchIngest(ctx, dir, o.flows, 1, "duckdb", "--data", filepath.Join(dir, "data"))
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +134,7 @@ func ask(ctx context.Context, s store.Store, what string, f flow.Filter) (result
 }
 
 // benchIngest measures from gRPC to committed rows, the sender on the same processors.
-func benchIngest(ctx context.Context, dir string, total int, who string, args ...string) ([]result, error) {
+func benchIngest(ctx context.Context, dir string, total, senders int, who string, args ...string) ([]result, error) {
 	socket := filepath.Join(dir, "c.sock")
 	collector := exec.CommandContext(ctx, "bin/flowaudit-collector", append([]string{"--listen", "unix:" + socket}, args...)...)
 	collector.Stderr = os.Stderr
@@ -146,22 +147,36 @@ func benchIngest(ctx context.Context, dir string, total int, who string, args ..
 		return nil, err
 	}
 	defer conn.Close()
-	stream, err := flowauditv1.NewIngestClient(conn).Report(ctx, grpc.UseCompressor(zstd.Name), grpc.WaitForReady(true))
-	if err != nil {
-		return nil, err
+	agents := make([]*sender, senders)
+	for i := range agents {
+		stream, err := flowauditv1.NewIngestClient(conn).Report(ctx, grpc.UseCompressor(zstd.Name), grpc.WaitForReady(true))
+		if err != nil {
+			return nil, err
+		}
+		agents[i] = &sender{stream: stream, name: fmt.Sprintf("n%d", i+1)}
 	}
 	g := storetest.NewGenerator(1)
 	var rates []float64
 	var sent int
-	var seq uint64
 	var spent time.Duration
 	for sent < total {
-		batches, flows, err := prepare(stream, g, &seq, min(prepared, (total-sent+batchFlows-1)/batchFlows))
-		if err != nil {
-			return nil, err
+		flows := 0
+		for _, a := range agents {
+			n, err := a.prepare(g, min(prepared, (total-sent+batchFlows-1)/batchFlows)/senders)
+			if err != nil {
+				return nil, err
+			}
+			flows += n
+		}
+		if flows == 0 {
+			break
 		}
 		began := time.Now()
-		if err := push(stream, batches); err != nil {
+		var group errgroup.Group
+		for _, a := range agents {
+			group.Go(a.push)
+		}
+		if err := group.Wait(); err != nil {
 			return nil, err
 		}
 		took := time.Since(began)
@@ -169,8 +184,10 @@ func benchIngest(ctx context.Context, dir string, total int, who string, args ..
 		rates = append(rates, float64(flows)/took.Seconds())
 		sent += flows
 	}
-	if err := stream.CloseSend(); err != nil {
-		return nil, err
+	for _, a := range agents {
+		if err := a.stream.CloseSend(); err != nil {
+			return nil, err
+		}
 	}
 	if err := collector.Process.Signal(syscall.SIGTERM); err != nil {
 		return nil, err
@@ -185,31 +202,40 @@ func benchIngest(ctx context.Context, dir string, total int, who string, args ..
 	}}}, nil
 }
 
+// sender is an agent that sends what was prepared.
+type sender struct {
+	stream   flowauditv1.Ingest_ReportClient
+	name     string
+	sequence uint64
+	batches  []*grpc.PreparedMsg
+}
+
 // prepare encodes batches before the clock runs.
-func prepare(stream grpc.ClientStream, g *storetest.Generator, seq *uint64, n int) (out []*grpc.PreparedMsg, flows int, err error) {
+func (s *sender) prepare(g *storetest.Generator, n int) (flows int, err error) {
 	now := time.Now()
+	s.batches = nil
 	for range n {
-		*seq++
+		s.sequence++
 		b := flow.Batch{
-			Key: flow.BatchKey{Cluster: "bench", Instance: "n1", Epoch: epoch, Sequence: *seq}, Node: "n1",
+			Key: flow.BatchKey{Cluster: "bench", Instance: s.name, Epoch: epoch, Sequence: s.sequence}, Node: s.name,
 			Start: now.Add(-10 * time.Second), End: now, Flows: g.Flows(batchFlows, now.Add(-10*time.Second), 10*time.Second),
 		}
 		flows += len(b.Flows)
 		m := &grpc.PreparedMsg{}
-		if err := m.Encode(stream, flowauditv1.FromBatch(&b)); err != nil {
-			return nil, 0, err
+		if err := m.Encode(s.stream, flowauditv1.FromBatch(&b)); err != nil {
+			return 0, err
 		}
-		out = append(out, m)
+		s.batches = append(s.batches, m)
 	}
-	return out, flows, nil
+	return flows, nil
 }
 
-// push sends batches and waits until all are acknowledged.
-func push(stream flowauditv1.Ingest_ReportClient, batches []*grpc.PreparedMsg) error {
+// push sends the batches and waits until all are acknowledged.
+func (s *sender) push() error {
 	acks := make(chan error, 1)
 	go func() {
-		for range batches {
-			ack, err := stream.Recv()
+		for range s.batches {
+			ack, err := s.stream.Recv()
 			if err == nil && (ack.GetRefused() || ack.GetRejected() > 0) {
 				err = errors.New(ack.GetError())
 			}
@@ -220,8 +246,8 @@ func push(stream flowauditv1.Ingest_ReportClient, batches []*grpc.PreparedMsg) e
 		}
 		acks <- nil
 	}()
-	for _, m := range batches {
-		if err := stream.SendMsg(m); err != nil {
+	for _, m := range s.batches {
+		if err := s.stream.SendMsg(m); err != nil {
 			if errors.Is(err, io.EOF) {
 				break // the reason is what Recv gets
 			}

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/flowaudit/flowaudit/collector"
+	"github.com/flowaudit/flowaudit/collector/store/clickhouse"
 	"github.com/flowaudit/flowaudit/collector/store/duckdb"
 )
 
@@ -62,6 +63,10 @@ func TestFlags(t *testing.T) {
 		{"--retain-size 1.5GB", func(o *options) { o.Collector.Retain.Bytes = 1_500_000_000 }},
 		{"--retain-size 2TiB", func(o *options) { o.Collector.Retain.Bytes = 2 << 40 }},
 		{"--store clickhouse://h:9000/f", func(o *options) { o.Store.url = "clickhouse://h:9000/f" }},
+		{"--store http://h/f --store-password-file pw --store-tls-ca ca --store-tls-cert crt --store-tls-key key --store-tls-server-name n", func(o *options) {
+			o.Store.url, o.Store.passwordFile = "http://h/f", "pw"
+			o.Store.credentials = clickhouse.Credentials{CA: "ca", Cert: "crt", Key: "key", ServerName: "n"}
+		}},
 		{"--slice 10m", func(o *options) { o.Store.slice = 10 * time.Minute }},
 		{"--store-threads 3", func(o *options) { o.Store.db.Threads = 3 }},
 		{"--store-memory 2GB", func(o *options) { o.Store.db.MemoryLimit = "2GB" }},
@@ -106,6 +111,9 @@ func TestWrongFlags(t *testing.T) {
 		{"--slice long", "--slice"},
 		{"--store /var/lib/flowaudit", "--store: want a URL such as clickhouse://"},
 		{"--store postgres://x", "--store: want a URL such as clickhouse://"},
+		{"--store-password-file pw", "--store is missing"},
+		{"--store-tls-ca ca", "--store is missing"},
+		{"--store http://h --store-tls-cert crt", "--store-tls-cert and --store-tls-key belong together"},
 		{"--store-threads -1", "--store-threads -1: want a number from 1"},
 		{"--nosuch", "unknown flag: --nosuch"},
 		{"now", `unexpected argument "now"`},
