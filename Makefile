@@ -37,9 +37,10 @@ demo-cluster: need-kernel need-build need-cluster ## Show the same on a real Kub
 	@cd test/cluster && $(GO) build -o ../../$(BIN)/demo-cluster ./demo && ../../$(BIN)/demo-cluster
 
 .PHONY: test
-test: need-kernel need-build need-clickhouse need-cluster ## Run all tests, with the race detector, on the real kernel and a real Kubernetes (root)
+test: need-kernel need-build need-certificates need-clickhouse need-prometheus need-alertmanager need-cluster ## Run all tests, with the race detector, on the real kernel and a real Kubernetes (root)
 	$(GO) vet ./...
 	FLOWAUDIT_LIBCHDB=$(LIBCHDB) CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m ./...
+	cd deploy && $(GO) vet ./... && $(GO) test -count=1 -timeout 30m ./...
 	cd test/cluster && $(GO) vet ./...
 	cd test/cluster && CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 15m -p 1 ./...
 
@@ -48,13 +49,26 @@ lint: need-build ## Check style, generated code and go.mod
 	$(TOOL) golangci-lint run ./...
 	cd test/cluster && $(GO) tool -modfile=../../tools/go.mod golangci-lint run ./...
 	$(GO) mod tidy -diff
+	cd deploy && $(GO) tool -modfile=../tools/go.mod golangci-lint run ./...
+	cd deploy && $(GO) mod tidy -diff
 	cd test/cluster && $(GO) mod tidy -diff
 	cd test/cluster/kubernetes && $(GO) mod tidy -diff
 	@tools/generated.sh check
 
 .PHONY: generate
-generate: ## Make the generated code anew
+generate: ## Make the generated code and pages anew
 	@tools/generated.sh write
+	$(GO) test -run 'TestMetrics' ./agent ./collector -update
+	$(GO) test -run 'TestManualPage' ./cmd/flowaudit ./cmd/flowaudit-agent ./cmd/flowaudit-collector -update
+	cd deploy && $(GO) test -run 'TestManifests|TestFiles' . -update
+
+.PHONY: images
+images: need-build need-certificates ## Make the images as OCI archives in bin/images, each with its bill of materials
+	cd deploy && $(GO) run ./release -version $(VERSION) images
+
+.PHONY: krew
+krew: ## Make the kubectl plugin's archives and its krew manifest in bin/krew
+	cd deploy && $(GO) run ./release -version $(VERSION) -out ../bin/krew krew
 
 .PHONY: bench
 bench: need-kernel need-bench build ## Measure: one table of costs, losses and times (root)
@@ -80,7 +94,7 @@ define need
 
 endef
 
-.PHONY: need-build need-kernel need-bench need-clickhouse need-npm need-cluster
+.PHONY: need-build need-kernel need-bench need-clickhouse need-npm need-prometheus need-alertmanager need-certificates need-cluster
 need-build:
 	$(call need,gcc,gcc)
 	$(call need,g++,g++)
@@ -108,6 +122,23 @@ need-clickhouse:
 	@test -e $(LIBCHDB) || { $(MAKE) --no-print-directory need-npm && echo "fetching libchdb $(CHDB) with npm, to test the store on today's ClickHouse" && \
 	  mkdir -p $(dir $(LIBCHDB)) && cd $(dir $(LIBCHDB)) && npm pack --silent @chdb/lib-linux-x64-gnu@$(CHDB) >/dev/null && \
 	  tar xzf *.tgz --strip-components=1 package/libchdb.so && rm *.tgz; }
+
+# The collector's image has the authorities of the machine that it is made on.
+need-certificates:
+	@test -e /etc/ssl/certs/ca-certificates.crt || { echo "installing the Debian package ca-certificates, for the collector's image"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends ca-certificates >/dev/null; }
+
+# The tests need promtool of it: the package's server is not to run.
+need-prometheus:
+	@command -v promtool >/dev/null 2>&1 || { echo "installing the Debian package prometheus, which has promtool"; \
+	  if [ "$$(id -u)" != 0 ]; then echo "that needs root: sudo apt-get install prometheus" >&2; exit 1; fi; \
+	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null; }
+
+# The tests start it themselves: the package's is not to run.
+need-alertmanager:
+	@command -v prometheus-alertmanager >/dev/null 2>&1 || { echo "installing the Debian package prometheus-alertmanager, to test alerts on it"; \
+	  if [ "$$(id -u)" != 0 ]; then echo "that needs root: sudo apt-get install prometheus-alertmanager" >&2; exit 1; fi; \
+	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus-alertmanager >/dev/null; }
 
 need-npm:
 	$(call need,npm,npm)

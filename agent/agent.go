@@ -4,16 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/flowaudit/flowaudit/agent/conntrack"
+	"github.com/flowaudit/flowaudit/agent/ipvs"
 	"github.com/flowaudit/flowaudit/agent/nflog"
 	"github.com/flowaudit/flowaudit/agent/tap"
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
+	"github.com/flowaudit/flowaudit/monitor"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
@@ -24,6 +29,9 @@ const drainDeadline = 5 * time.Second
 // flow's way: the sources return, the table gives out what is open, the stream
 // drains under a deadline.
 func Run(ctx context.Context, o Options) error {
+	if o.EnableAccounting {
+		return conntrack.Account()
+	}
 	conn, err := o.Collector.Conn()
 	if err != nil {
 		return err
@@ -35,13 +43,25 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer release()
-	return a.run(ctx, &stream{queue: a.queue, client: flowauditv1.NewIngestClient(conn), log: o.Log})
+	out := &stream{queue: a.queue, client: flowauditv1.NewIngestClient(conn), log: o.Log}
+	server, err := monitor.Listen(o.Monitor, newMetrics(a, out).subject(), o.Log)
+	if err != nil {
+		return err
+	}
+	telling, stop := context.WithCancel(context.WithoutCancel(ctx))
+	told := make(chan error, 1)
+	go func() { told <- server.Run(telling) }()
+	err = a.run(ctx, out)
+	stop()
+	return errors.Join(err, <-told)
 }
 
 type agent struct {
 	Options
 	inbox   *inbox
 	queue   *queue
+	tally   tally // of what the queue was given
+	pulse   *pulse
 	sources *sources
 	loop    *loop
 	cluster interface{ Run(context.Context) error } // keeps the names up to date; nil if nothing does
@@ -51,6 +71,8 @@ type agent struct {
 	notes   []string                                // which sources are read, and why
 	limits  []string
 	started time.Time
+	ipvs    atomic.Pointer[ipvs.Services] // served without connection tracking; nil if none is
+	rules   rulesOf
 }
 
 // prepare makes the parts. The returned function undoes what it did to the
@@ -71,11 +93,18 @@ func (a *agent) prepare() (release func(), err error) {
 		a.limits = append(a.limits, conntrack.Limits()...)
 	}
 	a.limits = append(a.limits, a.pluginLimits()...)
+	routes, err := a.openRoutes()
+	if err != nil {
+		return nil, err
+	}
+	undo := release
+	release = func() { routes.close(a.Log); undo() }
 	t := newTable(tableOptions{
 		Names: names, LocalNode: localNode, Unanswered: a.UnansweredAfter,
 		MaxConns: a.MaxConnections, MaxFlows: a.MaxFlows, PerConn: a.PerConnection,
 		Confirmed: a.confirmed(elsewhere(a.plugins)), Conntrack: a.Conntrack,
 		Witness: a.witness(), Tap: a.Tap, TapPods: a.TapPods,
+		Causes: causes{Route: routes.refuses, Trace: a.trace}, Rule: a.ruleReason, IPVS: a.ipvs.Load, Labels: a.labels(),
 	})
 	if err := a.restore(t); err != nil {
 		release()
@@ -85,7 +114,11 @@ func (a *agent) prepare() (release func(), err error) {
 	a.loop = newLoop(loopOptions{
 		Node: a.reporter(), Scope: a.Scope, Window: a.Window, StateDir: a.StateDir, Log: a.Log,
 		Status: a.status, Malformed: a.sources.malformedBySource, Ask: a.ask,
-	}, t, a.inbox, a.queue.put)
+	}, t, a.inbox, func(b *flow.Batch) {
+		a.tally.add(b)
+		a.queue.put(b)
+	})
+	a.pulse = a.loop.pulse
 	return release, nil
 }
 
@@ -195,7 +228,7 @@ func (a *agent) openers() []opener {
 		}})
 	}
 	if a.Tap {
-		all = append(all, opener{"tap", a.openTap})
+		all = append(all, opener{tapName(a.TapPods), a.openTap})
 	}
 	return append(all, a.pluginOpeners()...)
 }
@@ -212,6 +245,19 @@ type tapSource struct{ *tap.Source }
 
 func (s tapSource) Malformed() uint64 { return s.Stats().Malformed }
 
+// tapName says what the tap is limited to: whoever concludes from what it did
+// not see must know.
+func tapName(pods []netip.Prefix) string {
+	if len(pods) == 0 {
+		return sourceTap
+	}
+	var list []string
+	for _, p := range pods {
+		list = append(list, p.String())
+	}
+	return sourceTap + "=" + strings.Join(list, ",")
+}
+
 func (a *agent) openTap() (source, error) {
 	s, err := tap.Open(tap.Options{
 		Group: a.TapGroup, Pods: a.TapPods, Node: a.reporter(), Deliver: a.inbox.deliver, Lost: a.inbox.lost, Logger: a.Log,
@@ -220,6 +266,12 @@ func (a *agent) openTap() (source, error) {
 		return nil, err
 	}
 	return tapSource{s}, nil
+}
+
+// trace lets the tap trace packets, if it is open.
+func (a *agent) trace(packets []tap.Traced) bool {
+	s, open := a.sources.get(tapName(a.TapPods)).(tapSource)
+	return open && s.Trace(packets)
 }
 
 // ask asks the conntrack source that is open, if one is.
@@ -234,6 +286,9 @@ func (a *agent) status() flow.AgentStatus {
 		w := a.watch.Status()
 		s.Skew, s.Limits = w.Skew, slices.Concat(a.limits, w.Problems)
 	}
+	if services := a.ipvs.Load(); services != nil {
+		s.Limits = append(slices.Clip(s.Limits), limitIPVS)
+	}
 	return s
 }
 
@@ -242,6 +297,10 @@ func (a *agent) run(ctx context.Context, out *stream) error {
 	defer cancel()
 	group, reading := errgroup.WithContext(ctx)
 	a.startNames(reading, group)
+	if a.Conntrack && a.Scope == flow.ScopeNode {
+		a.readIPVS("/")
+		group.Go(func() error { return a.followIPVS(reading) })
+	}
 	failed, err := a.sources.start()
 	if err != nil {
 		cancel()

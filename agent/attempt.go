@@ -8,6 +8,9 @@ import (
 
 // attempt takes in a packet that the tap has logged.
 func (t *table) attempt(o *flow.Observation) {
+	if t.bypasses(o) {
+		return
+	}
 	u := &t.unconfirmed
 	k := keyOf(o)
 	if c := t.live(&k); c != nil && !c.matched {
@@ -24,6 +27,7 @@ func (t *table) attempt(o *flow.Observation) {
 	w.sources |= flow.SourceTap
 	w.tapped.Packets++
 	w.tapped.Bytes += uint64(o.Size)
+	w.in, w.mark = o.InDev, o.Mark
 	if o.Status&flow.StatusDstNAT == 0 {
 		u.remember(&k)
 	} else {

@@ -6,14 +6,16 @@ import (
 )
 
 // attempts tells retries from new connections among logged packets: a SYN that
-// is refused comes again from the same port after 1, 2, 4, … seconds. It keeps
-// two generations of hashes, so that its memory is bounded and a retry is
+// is refused comes again from the same port after 1, 2, 4, … seconds, with the
+// same sequence number. Another number is another connection from that port. It
+// keeps two generations of hashes, so that its memory is bounded and a retry is
 // known for at least one generation's time.
 type attempts struct {
 	seed              maphash.Seed
-	current, previous map[uint64]struct{}
-	turned            int64 // when the generations last changed, Unix nanoseconds
+	current, previous map[uint64]uint32 // the last sequence number, 0 if it was not told
+	turned            int64             // when the generations last changed, Unix nanoseconds
 	last              uint64
+	lastSequence      uint32
 }
 
 const (
@@ -30,27 +32,32 @@ type attempt struct {
 }
 
 func newAttempts() attempts {
-	return attempts{seed: maphash.MakeSeed(), current: make(map[uint64]struct{}), previous: make(map[uint64]struct{})}
+	return attempts{seed: maphash.MakeSeed(), current: make(map[uint64]uint32), previous: make(map[uint64]uint32)}
 }
 
-// first reports whether no packet of this attempt was seen before.
-func (a *attempts) first(k *windowKey, srcPort uint16, at int64) bool {
+// first reports whether no packet of this attempt was seen before. The sequence
+// number is 0 where the packet's record does not tell it: then it is the
+// attempt that was last seen from the port.
+func (a *attempts) first(k *windowKey, srcPort uint16, sequence uint32, at int64) bool {
 	h := maphash.Comparable(a.seed, attempt{*k, srcPort})
-	if h == a.last {
+	if h == a.last && sequence == a.lastSequence {
 		return false
 	}
-	a.last = h
-	if _, ok := a.current[h]; ok {
-		return false
-	}
-	_, before := a.previous[h]
+	a.last, a.lastSequence = h, sequence
 	if a.turned == 0 {
 		a.turned = at
 	}
-	if len(a.current) < maxAttempts {
-		a.current[h] = struct{}{}
+	before, known := a.current[h]
+	if !known {
+		before, known = a.previous[h]
 	}
-	return !before
+	if known && sequence == 0 {
+		sequence = before
+	}
+	if _, kept := a.current[h]; kept || len(a.current) < maxAttempts {
+		a.current[h] = sequence
+	}
+	return !known || before != 0 && before != sequence
 }
 
 // age begins a new generation when the current one's time is over.

@@ -34,6 +34,7 @@ const (
 	sourceHubble     = "hubble"
 	sourceKernelLog  = "kernel-log"
 	sourceTap        = "tap"
+	sourceKubeNetPol = "kube-network-policies"
 )
 
 // SourceNames lists the names that ParseChoice takes.
@@ -233,6 +234,14 @@ func socketOf(c Choice) string {
 
 // single reports whether there is one source of a name on a node.
 func single(name string) bool { return name == sourceFelix || name == sourceHubble }
+
+// labels reports whether the network plugin labels the connections that it lets
+// through: kube-network-policies does.
+func (a *agent) labels() bool {
+	read := slices.ContainsFunc(a.plugins, func(c chosen) bool { return c.Name == sourceKubeNetPol })
+	_, there := thisHost().chain(kubeNetPolTables()...)
+	return a.Conntrack && (read || there)
+}
 
 // witness reports whether rules of netfilter log refusals, and conntrack can
 // contradict them.

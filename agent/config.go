@@ -11,6 +11,7 @@ import (
 	"github.com/flowaudit/flowaudit/agent/nflog"
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
+	"github.com/flowaudit/flowaudit/monitor"
 	"github.com/flowaudit/flowaudit/proto/dial"
 )
 
@@ -40,9 +41,14 @@ type Options struct {
 	MaxQueue         int  // flows that wait for the collector
 	ConfirmedAllowed Confirmed
 
-	Manifests string      // directory of cluster objects; empty for none
-	Access    kube.Access // to the API server, if one is to be asked
-	StateDir  string      // where live connections outlast a restart; empty for nowhere
+	// EnableAccounting does nothing but switch on conntrack's counters of
+	// packets and bytes, which needs more rights than an agent has.
+	EnableAccounting bool
+
+	Manifests string          // directory of cluster objects; empty for none
+	Access    kube.Access     // to the API server, if one is to be asked
+	StateDir  string          // where live connections outlast a restart; empty for nowhere
+	Monitor   monitor.Options // where it tells about itself
 	Log       *slog.Logger
 }
 
@@ -92,9 +98,7 @@ func (o *Options) Validate() error {
 	if o.Collector.Address == "" {
 		bad("--collector is empty: give host:port or unix:PATH")
 	}
-	if err := o.Access.Validate(o.Manifests); err != nil {
-		errs = append(errs, err)
-	}
+	errs = append(errs, o.Access.Validate(o.Manifests), o.Monitor.Validate())
 	if o.Access.Wanted() && o.Scope == flow.ScopePod {
 		bad("--scope=pod asks no API server: its own name comes by the downward API, the rest from the collector")
 	}

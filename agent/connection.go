@@ -2,7 +2,6 @@ package agent
 
 import (
 	"net/netip"
-	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -43,7 +42,8 @@ const (
 // conn is one live connection. It holds no pointer, so that the garbage
 // collector never looks at a hundred thousand of them.
 type conn struct {
-	start      int64    // Unix nanoseconds
+	start      int64    // since when it is known; Unix nanoseconds
+	earliest   int64    // when it may have begun; start where its beginning was told
 	dst        [16]byte // after DNAT
 	translated [16]byte // source after SNAT; equal to the key's src if it was not
 	sent       flow.Counters
@@ -55,23 +55,12 @@ type conn struct {
 	state      connState
 	verdict    flow.Verdict // of a counted connection
 	reason     flow.Reason  // why it has that verdict
-	found      bool         // a dump told of it before an event did
+	found      bool         // the first dump told of it before an event did
+	held       bool         // it has had a reply, and is counted when it is clear whose it is
 	matched    bool         // the tap's record of its first packet was read
 	matchedNAT bool         // so was the one after NAT, or the connection is remembered for it
 	// contradicted: a rule's log called a packet of it refused, before it was confirmed.
 	contradicted bool
-}
-
-// foundAge is how old a connection may be that a dump finds: what has ended
-// stays in the kernel's table for up to two minutes, or three without ports.
-const foundAge = 3 * time.Minute
-
-// began is when the connection began at the earliest, for what is known.
-func (c *conn) began() int64 {
-	if c.found {
-		return c.start - int64(foundAge)
-	}
-	return c.start
 }
 
 // connTable keeps live connections in chunks that never move: growing costs

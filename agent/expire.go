@@ -12,23 +12,31 @@ func (t *table) dumped(o *flow.Observation) {
 	if id, ok := t.ended[k]; ok && id == o.ID {
 		return // it ended while the dump ran, and was taken in already
 	}
-	if t.conns.get(&k) == nil && t.dump == 1 {
-		t.foundAtStart(&k, o)
+	if t.conns.get(&k) == nil && !t.whole && t.foundAtStart(&k, o) {
+		return
 	}
 	t.connection(o)
 }
 
 // foundAtStart begins a connection that is older than this agent. What it
 // moved before is not of this window, and it keeps what an earlier run of the
-// agent saved of it.
-func (t *table) foundAtStart(k *connKey, o *flow.Observation) {
+// agent saved of it. One that may tell by the next dump whose it is, since it
+// lives, is held until then.
+func (t *table) foundAtStart(k *connKey, o *flow.Observation) (held bool) {
 	c := t.begin(k, o)
 	if c == nil {
-		return
+		return false
 	}
-	if _, ok := t.known[*k]; !ok {
-		c.sent, c.received, c.found = o.Sent, o.Received, true
+	if s, ok := t.known[*k]; ok && s.ID == o.ID {
+		return false
 	}
+	c.sent, c.received, c.found = o.Sent, o.Received, true
+	if o.Began != 0 || !o.Counted || o.TCPState != flow.TCPStateEstablished || o.Status&flow.StatusSeenReply == 0 {
+		return false
+	}
+	c.dump, c.held = t.dump, true
+	t.confirmed(k, c, o.Time)
+	return true
 }
 
 // dumpEnd removes the connections that two complete dumps did not name: their
@@ -43,12 +51,29 @@ func (t *table) dumpEnd(at int64) {
 			continue
 		}
 		t.finish(&k, c, at)
+		if len(t.missed) < t.MaxConns {
+			t.missed[k] = missedConn{c.id, t.dump}
+		}
 		t.conns.remove(&k, c)
 	}
-	if t.dump == 1 {
+	for k, m := range t.missed {
+		if t.dump-m.dump > missedDumps {
+			delete(t.missed, k)
+		}
+	}
+	if !t.whole {
 		t.finishKnown(at)
 	}
+	t.whole, t.complete = true, t.asked
 }
+
+// missedConn is a connection that is gone without its end having been told: by
+// its CTA_ID, and the dump after which that was clear.
+type missedConn struct{ id, dump uint32 }
+
+// missedDumps is for how many dumps the end may still be on its way. Events
+// wait in the socket's buffer while the agent gets no processor.
+const missedDumps = 30
 
 // finishKnown closes the books on connections that an earlier run saved, that
 // were still waiting for a reply, and that are gone.
@@ -57,7 +82,7 @@ func (t *table) finishKnown(at int64) {
 		if s.State == connCounted || t.conns.get(&k) != nil {
 			continue
 		}
-		c := conn{start: s.Start, dst: s.Dst, translated: s.Translated, dstPort: s.DstPort}
+		c := conn{start: s.Start, earliest: s.Earliest, dst: s.Dst, translated: s.Translated, dstPort: s.DstPort}
 		t.count(&k, &c, flow.VerdictUnknown, flow.ReasonPending, at)
 	}
 	t.known = nil
@@ -73,6 +98,10 @@ func (t *table) finish(k *connKey, c *conn, at int64) {
 
 // unanswered counts a connection that had no reply.
 func (t *table) unanswered(k *connKey, c *conn, at int64) {
+	if c.held {
+		t.count(k, c, flow.VerdictAllowed, flow.ReasonReply, at)
+		return
+	}
 	if t.Confirmed && t.window.localPod(addr(c.dst), c.start) {
 		// The pod was not known yet when its connection was confirmed.
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonConfirmed, at)
@@ -143,7 +172,11 @@ func (t *table) takeRefused() uint64 {
 // cannot keep its state.
 func (t *table) pendingFlows(now time.Time) {
 	for k, i := range t.conns.index {
-		if c := t.conns.at(i); c.state == connPending {
+		switch c := t.conns.at(i); {
+		case c.state != connPending:
+		case c.held:
+			t.finish(&k, c, now.UnixNano())
+		default:
 			t.count(&k, c, flow.VerdictUnknown, flow.ReasonPending, now.UnixNano())
 		}
 	}

@@ -12,18 +12,20 @@ import (
 	"github.com/google/nftables"
 	ctnetlink "github.com/ti-mo/conntrack"
 
+	"github.com/flowaudit/flowaudit/agent/ipvs"
 	"github.com/flowaudit/flowaudit/agent/nflog"
 )
 
 // Node is what a node shows to somebody who looks and changes nothing.
 type Node struct {
-	CNI     []Configuration   // of /etc/cni/net.d, by file name; container runtimes take the first
-	Plugins []Plugin          // that show themselves
-	Sources []Found           // that auto would read
-	Notes   []string          // what was found and is not read
-	Groups  map[uint16]string // NFLOG groups that are read, and by whom
-	Sysctls map[string]string // by name, such as net.core.rmem_max; absent where the kernel has none
-	Bridges []string          // network interfaces that are bridges
+	CNI      []Configuration   // of /etc/cni/net.d, by file name; container runtimes take the first
+	Plugins  []Plugin          // that show themselves
+	Sources  []Found           // that auto would read
+	Notes    []string          // what was found and is not read
+	Groups   map[uint16]string // NFLOG groups that are read, and by whom
+	Sysctls  map[string]string // by name, such as net.core.rmem_max; absent where the kernel has none
+	Services int               // that IPVS serves
+	Bridges  []string          // network interfaces that are bridges
 	// Features are what the sources need of the kernel; nil for what is there.
 	Features map[string]error
 }
@@ -46,7 +48,7 @@ func Sysctls() []string {
 	return []string{
 		"net.netfilter.nf_conntrack_acct", "net.netfilter.nf_conntrack_events", "net.netfilter.nf_conntrack_timestamp",
 		"net.netfilter.nf_conntrack_count", "net.netfilter.nf_conntrack_max",
-		"net.bridge.bridge-nf-call-iptables", "net.core.rmem_max",
+		"net.bridge.bridge-nf-call-iptables", "net.core.rmem_max", "net.ipv4.vs.conntrack",
 	}
 }
 
@@ -72,6 +74,11 @@ func inspect(h host) Node {
 		if b, err := os.ReadFile(path); err == nil {
 			n.Sysctls[name] = strings.TrimSpace(string(b))
 		}
+	}
+	if services, err := ipvs.Read(h.root); err == nil {
+		n.Services = services.Len()
+	} else {
+		n.Notes = append(n.Notes, err.Error())
 	}
 	bridges, _ := filepath.Glob(filepath.Join(h.root, "sys/class/net/*/bridge")) // the pattern is well-formed
 	for _, b := range bridges {

@@ -83,11 +83,15 @@ func TestInspectReadsSettings(t *testing.T) {
 	h := node(t)
 	h.put(t, "/proc/sys/net/netfilter/nf_conntrack_acct", "1\n")
 	h.put(t, "/proc/sys/net/bridge/bridge-nf-call-iptables", "0\n")
+	h.put(t, "/proc/thread-self/net/ip_vs", "\n\n\nTCP  0A600001:01BB rr\n")
 	h.put(t, "/sys/class/net/cni0/bridge/x", "")
 	h.put(t, "/sys/class/net/eth0/address", "")
 	n := inspect(h)
 	if len(n.Sysctls) != 2 || n.Sysctls["net.netfilter.nf_conntrack_acct"] != "1" || n.Sysctls["net.bridge.bridge-nf-call-iptables"] != "0" {
 		t.Errorf("settings %v", n.Sysctls)
+	}
+	if n.Services != 1 {
+		t.Errorf("%d services, want 1", n.Services)
 	}
 	if !slices.Equal(n.Bridges, []string{"cni0"}) {
 		t.Errorf("bridges %v", n.Bridges)

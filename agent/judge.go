@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/flowaudit/flowaudit/agent/conntrack"
@@ -19,6 +20,7 @@ const (
 func (t *table) look(now int64) (questions []conntrack.Question) {
 	u := &t.unconfirmed
 	u.age(now)
+	t.causes.look(u, now)
 	for k, w := range u.waiting {
 		waited := now - w.first
 		switch {
@@ -29,7 +31,7 @@ func (t *table) look(now int64) (questions []conntrack.Question) {
 			}
 		case w.question != 0 && now-w.asked >= int64(answerTime), w.question == 0 && waited >= int64(graceTime+answerTime):
 			t.unclear(&k, &w)
-		case w.question == 0 && waited >= int64(graceTime) && len(questions) < maxQuestions:
+		case w.question == 0 && waited >= int64(graceTime) && waited >= t.causes.grace(&k) && len(questions) < maxQuestions:
 			questions = u.ask(questions, &k, &w, now)
 		}
 	}
@@ -124,7 +126,12 @@ func (t *table) refuse(k *connKey, w *attempted, v flow.Verdict, r flow.Reason) 
 	if fresh && v == flow.VerdictDenied {
 		t.firstDenial(&wk, w.first)
 	}
-	if fresh || r == flow.ReasonLogged {
+	if r == flow.ReasonNeverConfirmed {
+		why := t.causes.of(k, w)
+		r = cmp.Or(why.reason, r)
+		f.hint(why.told)
+	}
+	if fresh || r == flow.ReasonLogged || r.OtherCause() && f.Reason == flow.ReasonNeverConfirmed {
 		f.Reason = r
 	}
 	f.Sources |= w.sources
@@ -136,14 +143,35 @@ func (t *table) refuse(k *connKey, w *attempted, v flow.Verdict, r flow.Reason) 
 		f.Sent.Bytes += max(w.tapped.Bytes, w.logged.Bytes)
 		f.Counted = true
 	}
-	if t.attempts.first(&wk, srcPort, w.first) {
+	if t.attempts.first(&wk, srcPort, w.sequence, w.first) {
 		f.Connections++
+	}
+	if w.again > 0 {
+		f.Connections += uint64(w.again)
+		t.attempts.first(&wk, srcPort, w.latest, w.last) // so that its retries are known
 	}
 	if f.SourcePort == 0 {
 		f.SourcePort = srcPort
 	}
 	if w.origin && f.Service == nil {
 		f.Service = &flow.Service{Addr: addr(w.service), Port: w.servicePort}
+	}
+}
+
+// dropped takes in which rule dropped a traced packet. Flows of this window
+// that were refused like it were refused by it.
+func (t *table) dropped(o *flow.Observation) {
+	reason := flow.ReasonNone
+	if t.Rule != nil && o.Told != nil && len(o.Told.Policies) > 0 {
+		reason = t.Rule(o.Told.Policies[0])
+	}
+	k, why := t.causes.dropped(o, reason)
+	k.verdict = flow.VerdictDenied
+	for i, ok := t.window.index[k]; ok && i != 0; i = t.window.flows[i].next {
+		if f := &t.window.flows[i]; reason != flow.ReasonNone && f.Reason == flow.ReasonNeverConfirmed {
+			f.Reason = reason
+			f.hint(why.told)
+		}
 	}
 }
 

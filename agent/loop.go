@@ -19,6 +19,7 @@ type loop struct {
 	covered time.Time // up to here batches have told what was seen
 	saved   time.Time
 	seen    map[string]uint64 // malformed messages told, by source
+	pulse   *pulse
 }
 
 type loopOptions struct {
@@ -44,7 +45,7 @@ const (
 )
 
 func newLoop(o loopOptions, t *table, in *inbox, out func(*flow.Batch)) *loop {
-	return &loop{loopOptions: o, table: t, naming: newNaming(t.window), inbox: in, out: out, seen: make(map[string]uint64)}
+	return &loop{loopOptions: o, table: t, naming: newNaming(t.window), inbox: in, out: out, seen: make(map[string]uint64), pulse: &pulse{}}
 }
 
 // run works until the inbox is closed, and then gives out what is open.
@@ -67,6 +68,7 @@ func (l *loop) run() {
 			now := time.Now()
 			l.look(now)
 			l.sendEarly(now)
+			l.pulse.tell(l.table, now)
 		case <-window.C:
 			l.closeWindow()
 			window.Reset(l.untilWindowEnd())

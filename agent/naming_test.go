@@ -145,7 +145,7 @@ func TestFlowsWaitForTheirNames(t *testing.T) {
 		remote.Original.Src = out
 		in.full <- []flow.Observation{refused, stranger, remote}
 		reply := flow.Observation{
-			Time: began.Add(9500 * time.Millisecond).UnixNano(), Source: flow.SourceConntrack, Event: flow.EventUpdate, Protocol: flow.UDP, ID: 1,
+			Time: began.Add(9500 * time.Millisecond).UnixNano(), Source: flow.SourceConntrack, Event: flow.EventNew, Protocol: flow.UDP, ID: 1,
 			Status:   flow.StatusConfirmed | flow.StatusSeenReply,
 			Original: flow.Tuple{Src: web, Dst: far, SrcPort: 1, DstPort: 53}, Reply: flow.Tuple{Src: far, Dst: web, SrcPort: 53, DstPort: 1},
 		}
@@ -185,18 +185,87 @@ func TestFewFlowsWait(t *testing.T) {
 	}
 }
 
-// TestAnOldConnectionMayBeAnOlderPods: the kernel keeps what has ended for
-// minutes, and a dump at the start finds it under an address that may have
-// changed hands since.
+// TestAnOldConnectionMayBeAnOlderPods: the kernel keeps what nobody closed for
+// days, and a dump finds it under an address that may have changed hands since.
 func TestAnOldConnectionMayBeAnOlderPods(t *testing.T) {
-	now := 300.0
-	h := &holders{now: func() float64 { return now }, list: []heldBy{{web, 0, 0, podOf("long-there")}, {db, 290, 0, podOf("just-begun")}}}
-	s := newScene(func(o *tableOptions) { o.Names = h })
-	s.track(web, far, 1, 80).say(300, flow.EventDumpBegin, nil).say(300, flow.EventDump, replied)
-	s.track(db, far, 2, 80).say(300, flow.EventDump, replied).say(300, flow.EventDumpEnd, nil)
-	s.track(db, far, 3, 81).say(301, flow.EventNew, nil).say(301, flow.EventUpdate, replied)
-	flows := newNaming(s.window).take(s.closeWindow(clock(310)), clock(310), time.Time{})
-	if got := namesOf(flows); !slices.Equal(got, []string{"ambiguous", "just-begun", "long-there"}) {
-		t.Errorf("sources %q", got)
+	began := func(sec float64) func(*flow.Observation) {
+		return func(o *flow.Observation) { replied(o); o.Began = at(sec) }
 	}
+	moved := func(sent, received uint64) func(*flow.Observation) {
+		return func(o *flow.Observation) {
+			replied(o)
+			o.TCPState, o.Counted, o.Sent.Packets, o.Received.Packets = flow.TCPStateEstablished, true, sent, received
+		}
+	}
+	for _, c := range []struct {
+		name          string
+		first, second func(*flow.Observation) // as two dumps find it; nil if they do not
+		event         flow.Event              // that tells of it in between
+		since         float64                 // since when the pod has its address
+		want          string
+	}{
+		{"nobody says since when it is", replied, replied, 0, 0, "ambiguous"},
+		{"it is younger than the pod", began(100), began(100), 0, 50, "web"},
+		{"it is older than the pod", began(100), began(100), 0, 150, "ambiguous"},
+		{"both ends send: they are who they were", moved(5, 5), moved(6, 6), 0, 290, "web"},
+		{"one end sends, and the other may be gone", moved(5, 5), moved(6, 5), 0, 290, "ambiguous"},
+		{"it lies still", moved(5, 5), moved(5, 5), 0, 290, "ambiguous"},
+		{"it ended", moved(5, 5), nil, flow.EventDestroy, 290, "ambiguous"},
+		{"its beginning is told", nil, replied, flow.EventNew, 290, "web"},
+		{"its beginning was lost, after the last dump", nil, replied, 0, 290, "web"},
+		{"its beginning was lost, and the pod has begun since", nil, replied, 0, 305, "ambiguous"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := &holders{now: func() float64 { return 310 }, list: []heldBy{{web, c.since, 0, podOf("web")}}}
+			s := newScene(func(o *tableOptions) { o.Names = h })
+			conn := s.track(web, far, 1, 80)
+			dump := func(sec float64, found func(*flow.Observation)) {
+				conn.say(sec, flow.EventDumpBegin, nil)
+				if found != nil {
+					conn.say(sec, flow.EventDump, found)
+				}
+				conn.say(sec, flow.EventDumpEnd, nil)
+			}
+			dump(300, c.first)
+			if c.event != flow.EventUnknown {
+				conn.say(305, c.event, replied)
+			}
+			dump(310, c.second)
+			flows := newNaming(s.window).take(s.closeWindow(clock(310)), clock(310), time.Time{})
+			if got := namesOf(flows); !slices.Equal(got, []string{c.want}) || flows[0].Connections != 1 {
+				t.Errorf("sources %q, want %q: %+v", got, c.want, flows)
+			}
+		})
+	}
+}
+
+// A connection that is held for its name is none that has no reply.
+func TestAHeldConnectionIsAllowed(t *testing.T) {
+	held := func(s *scene) *track {
+		c := s.track(web, far, 4000, 80)
+		return c.say(0, flow.EventDumpBegin, nil).say(0, flow.EventDump, func(o *flow.Observation) {
+			counted(5, 400)(o)
+			o.TCPState = flow.TCPStateEstablished
+		}).say(0, flow.EventDumpEnd, nil)
+	}
+	want := row{web, far, 80, flow.VerdictAllowed, flow.ReasonReply, 1, 0}
+	t.Run("when the grace time is over", func(t *testing.T) {
+		s := newScene(nil)
+		held(s)
+		wantRows(t, s.closeWindow(clock(60)), want)
+	})
+	t.Run("when two dumps do not name it", func(t *testing.T) {
+		s := newScene(nil)
+		c := held(s)
+		for sec := 1.0; sec < 3; sec++ {
+			c.say(sec, flow.EventDumpBegin, nil).say(sec, flow.EventDumpEnd, nil)
+		}
+		wantRows(t, s.closeWindow(clock(4)), want)
+	})
+	t.Run("when the agent stops", func(t *testing.T) {
+		s := newScene(nil)
+		held(s)
+		s.pendingFlows(clock(1))
+		wantRows(t, s.window.close(), want)
+	})
 }

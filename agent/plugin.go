@@ -51,7 +51,7 @@ func pluginLogs() map[string]pluginLog {
 			limit:     "aws: no policies; an egress record has the Service's address, and some versions log refusals that were none",
 			elsewhere: true,
 		},
-		"kube-network-policies": {
+		sourceKubeNetPol: {
 			path: "/var/log/containers/*_kube-network-policies-*.log", parser: func() policylog.Parser { return &policylog.KubeNetworkPolicies{} },
 			hint:  "start kube-network-policies with -v=2 --logging-format=json; mount /var/log/containers and /var/log/pods into the agent's container",
 			limit: "kube-network-policies: no policies, no ICMP types",

@@ -4,7 +4,9 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -17,6 +19,7 @@ type queue struct {
 	key     flow.BatchKey // of the next batch, its sequence less one
 	batches []*flow.Batch // unacknowledged, oldest first
 	flows   int
+	dropped uint64 // flows that were dropped
 	max     int
 	closed  bool
 	changed chan struct{} // closed and replaced when something happens
@@ -63,6 +66,7 @@ func (q *queue) shed(i int, denied bool) {
 	})
 	q.batches[i] = &b
 	q.flows -= lost
+	q.dropped += uint64(lost)
 }
 
 // ack forgets the batch with a key.
@@ -78,6 +82,27 @@ func (q *queue) ack(key flow.BatchKey) {
 	q.flows -= len(q.batches[i].Flows)
 	q.batches = slices.Delete(q.batches, i, i+1)
 	q.wake()
+}
+
+// refuse forgets a batch that can never be taken: sending it again would hold
+// back all others for ever. A batch of its own tells what was lost.
+func (q *queue) refuse(key flow.BatchKey, why string) {
+	q.mu.Lock()
+	i := slices.IndexFunc(q.batches, func(b *flow.Batch) bool { return b.Key == key })
+	if i < 0 {
+		q.mu.Unlock()
+		return
+	}
+	b := q.batches[i]
+	q.dropped += uint64(len(b.Flows))
+	q.mu.Unlock()
+	if len(b.Flows) > 0 {
+		q.put(&flow.Batch{Node: b.Node, Scope: b.Scope, Start: b.End, End: b.End, Gaps: []flow.Gap{{
+			Node: b.Node, Kind: flow.GapMalformed, Start: b.Start, End: b.End, Lost: uint64(len(b.Flows)),
+			Detail: strings.ToValidUTF8("the collector cannot take these flows: "+why, "?"),
+		}}})
+	}
+	q.ack(key)
 }
 
 // next waits for the oldest batch with a sequence above after. It returns nil
@@ -117,6 +142,17 @@ func (q *queue) waiting() (batches, flows int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return len(q.batches), q.flows
+}
+
+// behind returns how old the oldest unacknowledged batch is, and how many flows
+// were dropped.
+func (q *queue) behind(now time.Time) (oldest time.Duration, dropped uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.batches) > 0 {
+		oldest = max(0, now.Sub(q.batches[0].End))
+	}
+	return oldest, q.dropped
 }
 
 func (q *queue) wake() {

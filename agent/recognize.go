@@ -55,13 +55,18 @@ func traces() []trace {
 		{"kube-router", EnforcementNetfilter, []string{"KUBE-ROUTER-", "KUBE-POD-FW-", "kube-router-filter-"}, nil},
 		{"Weave Net", EnforcementNetfilter, []string{"WEAVE-NPC"}, []string{logs["weave"].path}},
 		{"Romana", EnforcementNetfilter, []string{"ROMANA-"}, nil},
-		{"kube-network-policies", EnforcementNetfilter, []string{"kube-network-policies", "kindnet-network-policies"}, []string{logs["kube-network-policies"].path}},
+		{"kube-network-policies", EnforcementNetfilter, kubeNetPolTables(), []string{logs[sourceKubeNetPol].path}},
 		{"Antrea", EnforcementElsewhere, nil, []string{"/var/run/antrea/cni.sock", logs["antrea"].path}},
 		{"OVN-Kubernetes", EnforcementElsewhere, nil, []string{"/var/run/ovn-kubernetes/cni/ovn-cni-server.sock", logs["ovn"].path}},
 		{"GKE Dataplane V2", EnforcementElsewhere, nil, []string{logs["gke"].path}},
 		{"AWS VPC CNI", EnforcementElsewhere, nil, []string{logs["aws"].path}},
 		{"Flannel", EnforcementNone, nil, []string{"/run/flannel/subnet.env", "/var/run/flannel/subnet.env"}},
 	}
+}
+
+// kubeNetPolTables begin the names of kube-network-policies' nftables tables.
+func kubeNetPolTables() []string {
+	return []string{"kube-network-policies", "kindnet-network-policies"}
 }
 
 // recognize finds the plugins that a node shows, those that enforce first.

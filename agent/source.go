@@ -58,7 +58,7 @@ func (s *sources) start() (failed map[string]error, err error) {
 			all = append(all, err)
 			continue
 		}
-		s.open[o.name] = src
+		s.put(o.name, src)
 	}
 	if len(s.open) == 0 {
 		return nil, errors.Join(all...)

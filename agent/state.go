@@ -28,7 +28,7 @@ type savedConn struct {
 	Verdict              flow.Verdict
 	Reason               flow.Reason
 	ID                   uint32
-	Start                int64
+	Start, Earliest      int64
 	Sent, Received       flow.Counters
 }
 
@@ -41,7 +41,7 @@ type stateHeader struct {
 
 const stateFile = "connections"
 
-func stateMagic() [8]byte { return [8]byte{'f', 'a', 'c', 'o', 'n', 'n', '0', '1'} }
+func stateMagic() [8]byte { return [8]byte{'f', 'a', 'c', 'o', 'n', 'n', '0', '2'} }
 
 // saveState writes the table's live connections to dir. The file is replaced
 // whole, so that a crash leaves the one before.
@@ -82,7 +82,7 @@ func (t *table) writeState(w io.Writer, now time.Time) error {
 			Src: k.src, Dst: c.dst, Translated: c.translated, OrigDst: k.dst,
 			SrcPort: k.srcPort, OrigDstPort: k.dstPort, DstPort: c.dstPort, Zone: k.zone,
 			Protocol: k.protocol, State: c.state, Verdict: c.verdict, Reason: c.reason,
-			ID: c.id, Start: c.start, Sent: c.sent, Received: c.received,
+			ID: c.id, Start: c.start, Earliest: c.earliest, Sent: c.sent, Received: c.received,
 		}); err != nil {
 			return err
 		}

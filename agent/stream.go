@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/flowaudit/flowaudit/flow"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
@@ -22,6 +24,10 @@ type stream struct {
 	queue  *queue
 	client flowauditv1.IngestClient
 	log    *slog.Logger
+
+	connected              atomic.Bool // a stream is open
+	acknowledged, rejected atomic.Uint64
+	acknowledgedAt         atomic.Int64 // Unix nanoseconds; 0 before the first
 }
 
 const (
@@ -31,7 +37,7 @@ const (
 
 // run sends until the queue is closed and empty, or ctx ends.
 func (s *stream) run(ctx context.Context) error {
-	backoff := minBackoff
+	backoff, told := minBackoff, false
 	for {
 		began := time.Now()
 		err := s.session(ctx)
@@ -42,9 +48,12 @@ func (s *stream) run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if time.Since(began) > maxBackoff {
-			backoff = minBackoff
-		}
-		if backoff == minBackoff {
+			// A collector ends connections now and then: whoever shows a token has to
+			// show it anew. It is away only if the next one fails.
+			backoff, told = minBackoff, false
+			s.log.Info("stream to the collector ended, opening another", "error", err)
+		} else if !told {
+			told = true
 			batches, flows := s.queue.waiting()
 			s.log.Warn("collector is away, flows wait in the queue", "error", err, "batches", batches, "flows", flows)
 		}
@@ -65,6 +74,8 @@ func (s *stream) session(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open stream: %w", err)
 	}
+	s.connected.Store(true)
+	defer s.connected.Store(false)
 	group.Go(func() error { return s.send(ctx, report) })
 	group.Go(func() error { return s.receive(report) })
 	return group.Wait()
@@ -80,14 +91,31 @@ func (s *stream) send(ctx context.Context, report flowauditv1.Ingest_ReportClien
 		if b == nil {
 			return report.CloseSend()
 		}
-		if err := report.Send(flowauditv1.FromBatch(b)); err != nil {
+		message := flowauditv1.FromBatch(b)
+		if n := proto.Size(message); n > maxMessage {
+			s.refuse(b, fmt.Sprintf("they take %d bytes, and a message has %d at most", n, maxMessage))
+			continue
+		}
+		if err := report.Send(message); err != nil {
 			if errors.Is(err, io.EOF) {
 				return nil // the reason is what receive gets
+			}
+			if _, invalid := proto.Marshal(message); invalid != nil { // a name that is no UTF-8
+				s.refuse(b, invalid.Error())
 			}
 			return fmt.Errorf("send batch %s: %w", b.Key, err)
 		}
 		sent = b.Key.Sequence
 	}
+}
+
+// maxMessage is what a collector takes.
+const maxMessage = 16 << 20
+
+// refuse drops a batch that cannot be sent.
+func (s *stream) refuse(b *flow.Batch, why string) {
+	s.log.Error("a batch cannot be sent, its flows are lost", "batch", b.Key.String(), "flows", len(b.Flows), "error", why)
+	s.queue.refuse(b.Key, why)
 }
 
 func (s *stream) receive(report flowauditv1.Ingest_ReportClient) error {
@@ -107,7 +135,14 @@ func (s *stream) receive(report flowauditv1.Ingest_ReportClient) error {
 			s.log.Error("collector did not take all of a batch", "batch", key.String(), "refused", ack.GetRefused(),
 				"flows", ack.GetRejected(), "error", ack.GetError())
 		}
-		s.queue.ack(key)
+		if ack.GetRefused() {
+			s.queue.refuse(key, ack.GetError())
+		} else {
+			s.queue.ack(key)
+		}
+		s.acknowledged.Add(1)
+		s.acknowledgedAt.Store(time.Now().UnixNano())
+		s.rejected.Add(ack.GetRejected())
 	}
 }
 

@@ -6,12 +6,15 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/flowaudit/flowaudit/flow"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
@@ -20,7 +23,8 @@ import (
 type collector struct {
 	streams int
 	answer  func(stream int, s *fakeStream) error
-	got     []uint64 // sequences, in order
+	send    func(*flowauditv1.Batch) error // may be nil
+	got     []uint64                       // sequences, in order
 }
 
 // fakeStream is one stream to a collector.
@@ -40,6 +44,11 @@ func (c *collector) Report(ctx context.Context, _ ...grpc.CallOption) (grpc.Bidi
 }
 
 func (s *fakeStream) Send(b *flowauditv1.Batch) error {
+	if s.owner.send != nil {
+		if err := s.owner.send(b); err != nil {
+			return err
+		}
+	}
 	s.owner.got = append(s.owner.got, b.GetKey().GetSequence())
 	s.sent <- b
 	return nil
@@ -156,8 +165,93 @@ func TestARefusedBatchIsNotSentAgain(t *testing.T) {
 		if err := newStream(c, q).run(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if len(c.got) != 1 {
-			t.Errorf("sent %v, want it once", c.got)
+		if want := []uint64{1, 2}; !slices.Equal(c.got, want) {
+			t.Errorf("sent %v, want it once, and what tells of it", c.got)
+		}
+	})
+}
+
+// What no message can hold is told as a gap, and what comes after it is sent.
+func TestABatchThatCannotBeSentIsToldAsAGap(t *testing.T) {
+	large := batchOf(1, 0)
+	large.Flows[0].Source = &flow.Endpoint{Labels: map[string]string{"a": strings.Repeat("x", maxMessage)}}
+	garbled := batchOf(2, 0)
+	garbled.Flows[0].Source = &flow.Endpoint{Pod: "web-\xff"}
+	for want, b := range map[string]*flow.Batch{"16777216 at most": large, "invalid UTF-8": garbled} {
+		synctest.Test(t, func(t *testing.T) {
+			q := newQueue("c", "n1", 100)
+			var taken []*flowauditv1.Batch
+			c := &collector{
+				answer: func(_ int, s *fakeStream) error {
+					go func() {
+						for {
+							select {
+							case b, more := <-s.sent:
+								if !more {
+									close(s.acks)
+									return
+								}
+								taken = append(taken, b)
+								s.acks <- &flowauditv1.Ack{Key: b.GetKey()}
+							case <-s.ctx.Done():
+								return
+							}
+						}
+					}()
+					return nil
+				},
+				send: func(b *flowauditv1.Batch) error { _, err := proto.Marshal(b); return err },
+			}
+			flows := len(b.Flows)
+			q.put(b)
+			q.put(batchOf(3, 0))
+			q.close()
+			if err := newStream(c, q).run(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			var gaps []*flowauditv1.Gap
+			got := 0
+			for _, b := range taken {
+				got += len(b.GetFlows().GetSrc())
+				gaps = append(gaps, b.GetGaps()...)
+			}
+			if got != 3 || len(gaps) != 1 || gaps[0].GetLost() != uint64(flows) || !strings.Contains(gaps[0].GetDetail(), want) {
+				t.Errorf("%d flows and gaps %v came; want the 3 of the other batch, and a gap of %d that says %q", got, gaps, flows, want)
+			}
+		})
+	}
+}
+
+// TestACollectorThatEndsAStreamIsNotAway: it does so now and then. It is away
+// once no stream opens, which is said once.
+func TestACollectorThatEndsAStreamIsNotAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &collector{answer: func(n int, s *fakeStream) error {
+			if n > 2 {
+				return errors.New("connection refused")
+			}
+			time.AfterFunc(time.Hour, func() { close(s.acks) })
+			return nil
+		}}
+		var said strings.Builder
+		s := newStream(c, newQueue("c", "n1", 100))
+		s.log = slog.New(slog.NewTextHandler(&said, nil))
+		ctx, stop := context.WithTimeout(t.Context(), 90*time.Minute)
+		defer stop()
+		if err := s.run(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if strings.Contains(said.String(), "WARN") {
+			t.Errorf("after one stream has ended: %s", said.String())
+		}
+		ctx, stop = context.WithTimeout(t.Context(), time.Hour)
+		defer stop()
+		c.streams = 2
+		if err := s.run(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if n := strings.Count(said.String(), "collector is away"); n != 1 {
+			t.Errorf("said %d times that it is away: %s", n, said.String())
 		}
 	})
 }

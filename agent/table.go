@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/flowaudit/flowaudit/agent/ipvs"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -16,10 +17,14 @@ type table struct {
 	early    []windowKey         // first denials that wait for the next early batch
 	denied   map[windowKey]int64 // denied keys and when they were last seen (Unix nanoseconds)
 	dumping  bool
-	dump     uint32                // number of the running or last dump
-	ended    map[connKey]uint32    // connections that ended while a dump runs, by CTA_ID
-	known    map[connKey]savedConn // counted by an earlier run of the agent; until the first dump ends
-	refused  uint64                // connections that did not fit since the last window
+	dump     uint32                 // number of the running or last dump
+	asked    int64                  // when that began (Unix nanoseconds)
+	complete int64                  // when the last complete dump began: what is new since then is younger; anyTime if nothing is certain
+	whole    bool                   // a dump was complete
+	ended    map[connKey]uint32     // connections that ended while a dump runs, by CTA_ID
+	missed   map[connKey]missedConn // connections that dumps did not name any more: their end may still be told
+	known    map[connKey]savedConn  // counted by an earlier run of the agent; until the first dump ends
+	refused  uint64                 // connections that did not fit since the last window
 	stats    tableStats
 
 	allowances  map[windowKey]*allowance
@@ -27,6 +32,7 @@ type table struct {
 	plugins     bool                   // a plugin has told of an allowance
 	hints       hints
 	unconfirmed unconfirmed
+	causes      causes
 }
 
 type tableOptions struct {
@@ -37,10 +43,18 @@ type tableOptions struct {
 	MaxFlows   int            // open flows; beyond it the window closes early
 	PerConn    bool           // one flow a connection
 	Confirmed  bool           // a confirmed connection to a local pod has passed its policy
+	Labels     bool           // the network plugin labels connections that it lets through
 	Conntrack  bool           // conntrack is read, so logged allowances are not counted again
 	Witness    bool           // a network plugin's log is read
 	Tap        bool           // the tap is read
 	TapPods    []netip.Prefix // what it is limited to; empty for everything
+	Causes     causes
+	// IPVS are the services that IPVS serves without connection tracking; nil
+	// if there can be none.
+	IPVS func() *ipvs.Services
+	// Rule says what a rule that drops packets stands for; ReasonNone for a
+	// policy, or if it is not known.
+	Rule func(flow.PolicyRef) flow.Reason
 }
 
 type tableStats struct {
@@ -62,14 +76,17 @@ func newTable(o tableOptions) *table {
 	return &table{
 		tableOptions: o,
 		conns:        newConnTable(o.MaxConns),
+		complete:     anyTime,
 		window:       newWindow(o.LocalNode, o.Names),
 		attempts:     newAttempts(),
 		denied:       make(map[windowKey]int64),
 		ended:        make(map[connKey]uint32),
+		missed:       make(map[connKey]missedConn),
 		allowances:   make(map[windowKey]*allowance),
 		tracked:      make(map[windowKey]struct{}),
 		hints:        make(hints),
 		unconfirmed:  newUnconfirmed(),
+		causes:       newCauses(o.Causes),
 	}
 }
 
@@ -89,12 +106,15 @@ func (t *table) observe(o *flow.Observation) {
 	case flow.EventDumpBegin:
 		t.dumping = true
 		t.dump++
+		t.asked = o.Time
 	case flow.EventDumpEnd:
 		t.dumpEnd(o.Time)
 	case flow.EventAttempt:
 		t.attempt(o)
 	case flow.EventUntracked:
 		t.untracked(o)
+	case flow.EventDropped:
+		t.dropped(o)
 	case flow.EventFound, flow.EventAbsent, flow.EventUnanswered:
 		t.answered(o)
 	case flow.EventLost:
@@ -145,7 +165,7 @@ func (t *table) packet(o *flow.Observation) {
 		return // conntrack counts it
 	}
 	t.countPacket(f, o)
-	if t.attempts.first(&k, o.Original.SrcPort, o.Time) {
+	if t.attempts.first(&k, o.Original.SrcPort, o.Sequence, o.Time) {
 		f.Connections++
 	}
 	if f.SourcePort == 0 {
@@ -195,9 +215,12 @@ func (t *table) connection(o *flow.Observation) {
 	}
 	if o.Event == flow.EventNew && c.found {
 		// It began after this agent did, and the dump was only faster.
-		c.sent, c.received, c.found = flow.Counters{}, flow.Counters{}, false
+		c.sent, c.received, c.found, c.earliest = flow.Counters{}, flow.Counters{}, false, c.start
 	}
-	c.dump = t.dump
+	if c.earliest < c.start && c.lives(o) {
+		c.earliest = c.start
+	}
+	c.dump, c.held = t.dump, false
 	t.confirmed(&k, c, o.Time)
 	t.learn(&k, c, o)
 }
@@ -207,19 +230,42 @@ func (t *table) begin(k *connKey, o *flow.Observation) *conn {
 	c := t.conns.add(k)
 	if c == nil {
 		t.refused++
+		t.complete, t.asked = anyTime, anyTime // what is found later may be it
 		return nil
 	}
-	c.id, c.start = o.ID, o.Time
+	c.id, c.start, c.earliest = o.ID, o.Time, t.earliest(o)
 	c.dst, c.dstPort = o.Reply.Src.As16(), flowPort(o, o.Reply.SrcPort)
 	c.translated = k.src
 	if o.Reply.Dst != o.Original.Src {
 		c.translated = o.Reply.Dst.As16()
 	}
 	if s, ok := t.known[*k]; ok && s.ID == o.ID {
-		c.start, c.state, c.verdict, c.reason = s.Start, s.State, s.Verdict, s.Reason
+		c.start, c.earliest, c.state, c.verdict, c.reason = s.Start, s.Earliest, s.State, s.Verdict, s.Reason
 		c.sent, c.received = s.Sent, s.Received
 	}
 	return c
+}
+
+// anyTime is before whatever may be asked about: the year 2000.
+const anyTime = 946_684_800 * int64(time.Second)
+
+// earliest is when a connection that was not known may have begun. Whoever had
+// an address before may have begun it: his connections stay in the kernel's
+// table for days where nobody closed them.
+func (t *table) earliest(o *flow.Observation) int64 {
+	switch {
+	case o.Event == flow.EventNew:
+		return o.Time
+	case o.Began != 0:
+		return max(anyTime, min(o.Began, o.Time))
+	}
+	return t.complete
+}
+
+// lives reports whether a dump shows that both ends of a TCP connection sent
+// since the one before: those who have the addresses now have had them since.
+func (c *conn) lives(o *flow.Observation) bool {
+	return o.TCPState == flow.TCPStateEstablished && o.Counted && since(o.Sent, c.sent).Packets > 0 && since(o.Received, c.received).Packets > 0
 }
 
 // learn looks for a verdict in what an event says, and takes its counters.
@@ -230,12 +276,14 @@ func (t *table) learn(k *connKey, c *conn, o *flow.Observation) {
 		// A reply that comes after the grace time makes the connection an
 		// allowed one after all, and it counts as such.
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonReply, o.Time)
-	case replied && c.reason == flow.ReasonConfirmed:
+	case replied && (c.reason == flow.ReasonConfirmed || c.reason == flow.ReasonLabelled):
 		f, _ := t.flowOf(k, c, flow.VerdictAllowed, o.Time)
 		c.reason = flow.ReasonReply
 		if f.Reason != flow.ReasonContradicted {
 			f.Reason = flow.ReasonReply
 		}
+	case c.state == connPending && t.Labels && o.Permitted && t.window.localPod(addr(c.dst), c.start):
+		t.count(k, c, flow.VerdictAllowed, flow.ReasonLabelled, o.Time)
 	case c.state == connPending && t.Confirmed && t.window.localPod(addr(c.dst), c.start):
 		t.count(k, c, flow.VerdictAllowed, flow.ReasonConfirmed, o.Time)
 	}
@@ -266,7 +314,7 @@ func (t *table) flowOf(k *connKey, c *conn, v flow.Verdict, at int64) (f *openFl
 	if t.PerConn {
 		wk.srcPort = k.srcPort
 	}
-	f, fresh = t.window.flow(&wk, at, c.began())
+	f, fresh = t.window.flow(&wk, at, c.earliest)
 	f.to = max(f.to, c.start)
 	if fresh {
 		f.Reason = c.reason
@@ -321,6 +369,10 @@ func (t *table) destroyed(o *flow.Observation) {
 	c := t.conns.get(&k)
 	if c != nil && c.id != o.ID {
 		return // the end of an earlier use of the tuple, told late
+	}
+	if m, ok := t.missed[k]; ok && m.id == o.ID && c == nil {
+		delete(t.missed, k)
+		return // it was counted when it was missed
 	}
 	if c == nil {
 		// Its beginning was lost; the end says all that a flow needs.

@@ -55,9 +55,14 @@ func at(seconds float64) int64 { return int64(1_700_000_000e9) + int64(seconds*1
 func clock(seconds float64) time.Time { return time.Unix(0, at(seconds)) }
 
 func (s *scene) refuse(sec float64, src, dst netip.Addr, srcPort, dstPort uint16) {
+	s.refuseSYN(sec, src, dst, srcPort, dstPort, 0)
+}
+
+// refuseSYN refuses a SYN whose sequence number the record tells.
+func (s *scene) refuseSYN(sec float64, src, dst netip.Addr, srcPort, dstPort uint16, sequence uint32) {
 	s.observe(&flow.Observation{
 		Time: at(sec), Source: flow.SourceNFLOG, Event: flow.EventPacket, Verdict: flow.VerdictDenied, Protocol: flow.TCP,
-		TCPFlags: flow.TCPSyn, Size: 60, Original: flow.Tuple{Src: src, Dst: dst, SrcPort: srcPort, DstPort: dstPort},
+		TCPFlags: flow.TCPSyn, Size: 60, Sequence: sequence, Original: flow.Tuple{Src: src, Dst: dst, SrcPort: srcPort, DstPort: dstPort},
 	})
 }
 
@@ -159,6 +164,25 @@ func TestDenials(t *testing.T) {
 			s.refuse(float64(i), web, db, 4001, 3306)
 		}
 		wantRows(t, s.closeWindow(clock(5)), row{web, db, 3306, flow.VerdictDenied, flow.ReasonLogged, 2, 360})
+	})
+	t.Run("a SYN with another sequence number is another connection from the port", func(t *testing.T) {
+		s := newScene(nil)
+		s.refuseSYN(0, web, db, 4000, 3306, 7)
+		s.refuseSYN(1, web, db, 4000, 3306, 7)
+		s.refuseSYN(2, web, db, 4000, 3306, 9)
+		s.refuseSYN(3, web, db, 4000, 3306, 9)
+		wantRows(t, s.closeWindow(clock(5)), row{web, db, 3306, flow.VerdictDenied, flow.ReasonLogged, 2, 240})
+		s.refuseSYN(36, web, db, 4000, 3306, 9)
+		s.refuseSYN(36, web, db, 4000, 3306, 11)
+		wantRows(t, s.closeWindow(clock(40)), row{web, db, 3306, flow.VerdictDenied, flow.ReasonLogged, 1, 120})
+	})
+	t.Run("a record without a sequence number is of the last attempt from the port", func(t *testing.T) {
+		s := newScene(nil)
+		s.refuse(0, web, db, 4000, 3306)
+		s.refuseSYN(0, web, db, 4000, 3306, 7)
+		s.refuse(1, web, db, 4000, 3306)
+		s.refuseSYN(1, web, db, 4000, 3306, 7)
+		wantRows(t, s.closeWindow(clock(5)), row{web, db, 3306, flow.VerdictDenied, flow.ReasonLogged, 1, 240})
 	})
 	t.Run("a source port used again much later is a new connection", func(t *testing.T) {
 		s := newScene(nil)
@@ -374,6 +398,25 @@ func TestDumps(t *testing.T) {
 		c.say(1, flow.EventDumpBegin, nil).say(1, flow.EventDumpEnd, nil).say(1.1, flow.EventDestroy, counted(5, 400))
 		wantRows(t, s.closeWindow(clock(10)), row{web, far, 80, flow.VerdictAllowed, flow.ReasonReply, 1, 400})
 	})
+	t.Run("nor is one that comes long after", func(t *testing.T) {
+		s := newScene(nil)
+		c := s.track(web, far, 4000, 80).say(0, flow.EventNew, replied)
+		for sec := 1.0; sec < 9; sec++ {
+			c.say(sec, flow.EventDumpBegin, nil).say(sec, flow.EventDumpEnd, nil)
+		}
+		c.say(9, flow.EventDestroy, counted(5, 400))
+		wantRows(t, s.closeWindow(clock(10)), row{web, far, 80, flow.VerdictAllowed, flow.ReasonReply, 1, 0})
+		if n := s.conns.len() + len(s.missed); n != 0 {
+			t.Errorf("%d connections are kept that are over", n)
+		}
+		c.say(11, flow.EventNew, replied).say(12, flow.EventDumpBegin, nil).say(12, flow.EventDumpEnd, nil)
+		for sec := 13.0; sec < 15+missedDumps; sec++ {
+			c.say(sec, flow.EventDumpBegin, nil).say(sec, flow.EventDumpEnd, nil)
+		}
+		if n := len(s.missed); n != 0 {
+			t.Errorf("%d ends are waited for for ever", n)
+		}
+	})
 	t.Run("a beginning that was lost is found by the dump", func(t *testing.T) {
 		s := newScene(nil)
 		c := s.track(web, far, 4000, 80).say(1, flow.EventDumpBegin, nil)
@@ -394,5 +437,32 @@ func TestTableAllocatesNothingInSteadyState(t *testing.T) {
 	o.Event, o.Time = flow.EventUpdate, at(1)
 	if n := testing.AllocsPerRun(100, func() { s.observe(&o) }); n != 0 {
 		t.Errorf("%v allocations a conntrack update, want 0", n)
+	}
+}
+
+func TestLabelsOfTheNetworkPlugin(t *testing.T) {
+	permitted := func(o *flow.Observation) { o.Permitted = true }
+	for _, c := range []struct {
+		name    string
+		options tableOptions
+		dst     netip.Addr
+		say     func(*track)
+		want    string
+	}{
+		{"what it labels is allowed", tableOptions{Labels: true}, db, func(c *track) { c.say(0, flow.EventNew, permitted) }, "allowed labelled"},
+		{"also by a dump", tableOptions{Labels: true}, db, func(c *track) { c.say(0, flow.EventNew, nil).say(1, flow.EventDump, permitted) }, "allowed labelled"},
+		{"a reply says more", tableOptions{Labels: true}, db, func(c *track) { c.say(0, flow.EventNew, permitted).say(0.1, flow.EventUpdate, replied) }, "allowed reply"},
+		{"the source's node labels what it lets out", tableOptions{Labels: true}, far, func(c *track) { c.say(0, flow.EventNew, permitted) }, "unanswered no-reply"},
+		{"without the label", tableOptions{Labels: true}, db, func(c *track) { c.say(0, flow.EventNew, nil) }, "unanswered no-reply"},
+		{"another plugin's label", tableOptions{}, db, func(c *track) { c.say(0, flow.EventNew, permitted) }, "unanswered no-reply"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newScene(func(o *tableOptions) { o.Labels = c.options.Labels })
+			c.say(s.track(web, c.dst, 40000, 80))
+			flows := s.closeWindow(clock(20))
+			if len(flows) != 1 || flows[0].Verdict.String()+" "+flows[0].Reason.String() != c.want || flows[0].Connections != 1 {
+				t.Errorf("flows %+v, want one %s", flows, c.want)
+			}
+		})
 	}
 }

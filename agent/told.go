@@ -113,7 +113,7 @@ func (t *table) permitted(k *windowKey, o *flow.Observation) {
 			a.told.Direction = told.Direction
 		}
 	}
-	if t.attempts.first(k, o.Original.SrcPort, o.Time) {
+	if t.attempts.first(k, o.Original.SrcPort, o.Sequence, o.Time) {
 		a.connections++
 	}
 }

@@ -36,7 +36,10 @@ type attempted struct {
 	asked          int64
 	tapped, logged flow.Counters // packets that the tap and that the network plugin logged
 	service        [16]byte      // before DNAT, with origin
+	in, mark       uint32        // interface index and mark of the packet, as the tap saw it
 	question, open uint32        // the first question's ID, 0 before conntrack was asked; how many have no answer yet
+	sequence       uint32        // of the first SYN
+	latest, again  uint32        // of the last SYN with another sequence number; how many such there were
 	servicePort    uint16
 	icmp           uint16 // type and code
 	flags          uint8  // TCP
@@ -87,10 +90,27 @@ func (u *unconfirmed) wait(w *attempted, waits bool, o *flow.Observation) bool {
 		w.first = o.Time
 		w.icmp = flowPort(o, 0)
 		w.late = u.now-o.Time > int64(earlyTime)
+		w.sequence = o.Sequence
 	}
+	w.reused(o.Sequence)
 	w.last = o.Time
 	w.flags |= o.TCPFlags
 	return true
+}
+
+// reused takes in the sequence number of one more SYN: a program that was
+// refused may at once try again from the same port. The tap's record of a
+// packet may come after the plugin's record of the next.
+func (w *attempted) reused(sequence uint32) {
+	if sequence == 0 || sequence == w.sequence || sequence == w.latest {
+		return
+	}
+	if w.sequence == 0 {
+		w.sequence = sequence
+		return
+	}
+	w.latest = sequence
+	w.again++
 }
 
 // take gives a waiting attempt that waits no more.

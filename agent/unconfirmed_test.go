@@ -125,6 +125,19 @@ func TestAttempts(t *testing.T) {
 		s.wait(4.1, flow.EventAbsent)
 		wantRows(t, s.closeWindow(clock(10)), row{web, db, 3306, flow.VerdictDenied, flow.ReasonNeverConfirmed, 1, 180})
 	})
+	t.Run("a port used again at once is another attempt", func(t *testing.T) {
+		syn := func(sequence uint32) func(*flow.Observation) {
+			return func(o *flow.Observation) { o.Sequence = sequence }
+		}
+		s := both()
+		c := s.track(web, db, 4000, 3306).tap(0, syn(7)).tap(0.1, syn(9))
+		c.log(0, flow.SourceNFLOG, flow.EventPacket, flow.VerdictDenied, syn(7))
+		c.log(0.1, flow.SourceNFLOG, flow.EventPacket, flow.VerdictDenied, syn(9))
+		s.wait(1.2, flow.EventAbsent)
+		c.tap(1.3, syn(9))
+		s.wait(2.4, flow.EventAbsent)
+		wantRows(t, s.closeWindow(clock(10)), row{web, db, 3306, flow.VerdictDenied, flow.ReasonLogged, 2, 180})
+	})
 	t.Run("a Service's backend is known from the record after NAT, and the packet counts once", func(t *testing.T) {
 		s := tapped()
 		s.track(web, vip, 4000, 80).tap(0, nil).tap(0, afterNAT)

@@ -15,6 +15,28 @@ func (t *table) untracked(o *flow.Observation) {
 		return
 	}
 	t.stats.untracked++
+	t.countUntracked(o)
+}
+
+// bypasses takes in a packet of a connection that IPVS serves without
+// connection tracking: conntrack confirms none of them. What its servers send
+// back is no attempt.
+func (t *table) bypasses(o *flow.Observation) bool {
+	if t.IPVS == nil {
+		return false
+	}
+	services := t.IPVS()
+	if services == nil {
+		return false
+	}
+	if services.To(o.Protocol, o.Original, o.Mark) {
+		t.countUntracked(o)
+		return true
+	}
+	return services.From(o.Protocol, o.Original)
+}
+
+func (t *table) countUntracked(o *flow.Observation) {
 	k := windowKey{src: o.Original.Src, dst: o.Original.Dst, port: flowPort(o, o.Original.DstPort), protocol: o.Protocol}
 	if t.PerConn {
 		k.srcPort = o.Original.SrcPort
@@ -25,7 +47,7 @@ func (t *table) untracked(o *flow.Observation) {
 	}
 	f.Sources |= flow.SourceTap
 	f.TCPFlags |= o.TCPFlags
-	if t.attempts.first(&k, o.Original.SrcPort, o.Time) {
+	if t.attempts.first(&k, o.Original.SrcPort, o.Sequence, o.Time) {
 		f.Connections++
 	}
 	if f.SourcePort == 0 {

@@ -49,35 +49,45 @@ func benchClickHouse(ctx context.Context, o options) (all []result, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	all, err = spending(server, o.flows, func() ([]result, error) {
-		return benchIngest(ctx, dir, o.flows, sendersAtOnce, "ClickHouse", "--data", filepath.Join(dir, "unused"), "--store", server.URL("bench"))
-	})
+	through, err := spending(server, o.flows, func() (result, error) { return throughCollector(ctx, dir, server.URL("bench"), o.flows) })
 	if err != nil {
 		return nil, err
 	}
-	bare, err := spending(server, o.flows, func() ([]result, error) { return insertBare(ctx, conn, o.flows) })
+	bare, err := spending(server, o.flows, func() (result, error) { return insertBare(ctx, conn, o.flows) })
 	if err != nil {
 		return nil, err
 	}
 	disk, err := diskOf(ctx, conn)
-	return append(append(all, bare...), result{"disk", "ClickHouse", []string{fmt.Sprintf("%.1f bytes a flow", disk)}}), err
+	return []result{through, bare, {"disk", "ClickHouse", []string{fmt.Sprintf("%.1f bytes a flow", disk)}}}, err
 }
 
-// spending adds to results what they cost the server.
-func spending(server *clickhousetest.Server, flows int, f func() ([]result, error)) ([]result, error) {
-	before, err := cpuOf(server.PID())
+// throughCollector sends flows to a collector with a store of that URL.
+func throughCollector(ctx context.Context, dir, url string, flows int) (result, error) {
+	c, err := startCollector(ctx, dir, sendersAtOnce, "--data", filepath.Join(dir, "unused"), "--store", url, "--retain", "0")
 	if err != nil {
-		return nil, err
+		return result{}, err
 	}
-	all, err := f()
+	r, err := c.ingest(ctx, flows, "ClickHouse")
 	if err != nil {
-		return nil, err
+		return r, err
 	}
-	after, err := cpuOf(server.PID())
-	for i := range all {
-		all[i].figures = append(all[i].figures, perEvent(after-before, uint64(flows))+" in the server")
+	_, err = c.stop(ctx)
+	return r, err
+}
+
+// spending adds to a result what it cost the server.
+func spending(server *clickhousetest.Server, flows int, f func() (result, error)) (result, error) {
+	before, err := processTime(server.PID())
+	if err != nil {
+		return result{}, err
 	}
-	return all, err
+	r, err := f()
+	if err != nil {
+		return r, err
+	}
+	after, err := processTime(server.PID())
+	r.figures = append(r.figures, perEvent(after-before, uint64(flows))+" in the server")
+	return r, err
 }
 
 // bareColumns are what a row of flow has, without what names its key.
@@ -86,9 +96,9 @@ const bareColumns = `slot UInt32, key UInt64, verdict Enum8('unknown' = 0, 'allo
 
 // insertBare inserts rows into a table like the store's, from columns that are
 // there already.
-func insertBare(ctx context.Context, conn driver.Conn, rows int) ([]result, error) {
+func insertBare(ctx context.Context, conn driver.Conn, rows int) (result, error) {
 	if err := conn.Exec(ctx, "CREATE TABLE bare ("+bareColumns+") ENGINE = MergeTree PARTITION BY (slot, verdict = 'denied', start < 0) ORDER BY (key, start)"); err != nil {
-		return nil, err
+		return result{}, err
 	}
 	columns := bareOf(storetest.NewGenerator(1).Flows(bareRows, time.Now(), 10*time.Second))
 	rounds := max(1, rows/bareRows)
@@ -97,20 +107,20 @@ func insertBare(ctx context.Context, conn driver.Conn, rows int) ([]result, erro
 		batch, err := conn.PrepareBatch(ctx, `INSERT INTO bare (slot, key, verdict, start, duration, source_port, connections, counted, tcp_flags, packets_sent, bytes_sent,
 			packets_received, bytes_received, copy)`)
 		if err != nil {
-			return nil, err
+			return result{}, err
 		}
 		for i, c := range columns {
 			if err := batch.Column(i).Append(c); err != nil {
-				return nil, errors.Join(err, batch.Abort())
+				return result{}, errors.Join(err, batch.Abort())
 			}
 		}
 		if err := batch.Send(); err != nil {
-			return nil, err
+			return result{}, err
 		}
 	}
-	return []result{{"the same columns, with the driver alone", "clickhouse-go", []string{
+	return result{"the same columns, with the driver alone", "clickhouse-go", []string{
 		fmt.Sprintf("%.0f flows/s", float64(rounds*bareRows)/time.Since(began).Seconds()), "",
-	}}}, nil
+	}}, nil
 }
 
 func bareOf(flows []flow.Flow) []any {

@@ -288,38 +288,3 @@ func (l *lab) conntrackULOGD(ctx context.Context, rate, total int) (result, erro
 	seen, err := lines(output)
 	return result{figures: []string{perEvent(cpu, seen), lossText(2*uint64(total), seen)}}, errors.Join(err, os.Remove(output))
 }
-
-// benchMemory holds 100,000 connections live.
-func benchMemory(ctx context.Context, _ options) (all []result, err error) {
-	l, err := newLab(trackRules)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, l.close()) }()
-	if err := errors.Join(roomForConnections(), l.node.Sysctl("netfilter/nf_conntrack_udp_timeout", "600")); err != nil {
-		return nil, err
-	}
-	s, err := newSink(l.dir)
-	if err != nil {
-		return nil, err
-	}
-	defer s.server.Stop()
-	p, err := startAgent(ctx, l.node.Namespace, s, "--window", "1s", "--unanswered-after", "2s", "--dump-interval", "2s")
-	if err != nil {
-		return nil, err
-	}
-	const live = 100_000
-	if err := l.begin(ctx, 20_000, live); err != nil {
-		return nil, err
-	}
-	time.Sleep(8 * time.Second) // windows and dumps over the full table
-	anonymous, resident, err := p.memory()
-	if err != nil {
-		return nil, err
-	}
-	_, err = p.stop()
-	return []result{{fmt.Sprintf("memory with %d live connections", live), "flowaudit-agent", []string{
-		fmt.Sprintf("%.1f MiB anonymous", float64(anonymous)/(1<<20)), fmt.Sprintf("%.1f MiB resident", float64(resident)/(1<<20)),
-		fmt.Sprintf("%d connections reported", s.connections.Load()),
-	}}}, err
-}

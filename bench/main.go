@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -22,6 +23,7 @@ type options struct {
 	flows   int // in the store
 	only    string
 	dir     string
+	store   string
 }
 
 func main() {
@@ -32,8 +34,9 @@ func main() {
 	o := options{}
 	flag.IntVar(&o.seconds, "seconds", 10, "seconds of live traffic at each rate; in 10 s a window ends")
 	flag.IntVar(&o.flows, "flows", 10_000_000, "flows in the store")
-	flag.StringVar(&o.only, "only", "", "one part only: decode, names, policy, nflog, conntrack, tap, memory, store, clickhouse")
+	flag.StringVar(&o.only, "only", "", "some parts only, comma-separated: decode, names, policy, nflog, conntrack, tap, memory, store, clickhouse")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "where the store is made, on the disk to measure")
+	flag.StringVar(&o.store, "store", "", "a store to fill once and ask in later runs too; empty makes one in -dir and removes it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -49,18 +52,49 @@ type result struct {
 	figures   []string
 }
 
-func run(ctx context.Context, o options) error {
-	var all []result
-	for _, part := range []struct {
-		name string
-		run  func(context.Context, options) ([]result, error)
-	}{
-		{"decode", benchDecode}, {"names", benchNames}, {"policy", benchPolicy}, {"nflog", benchNFLOG}, {"conntrack", benchConntrack}, {"tap", benchTap}, {"memory", benchMemory}, {"store", benchStore},
+// part is what is measured together.
+type part struct {
+	name string
+	run  func(context.Context, options) ([]result, error)
+}
+
+func parts() []part {
+	return []part{
+		{"decode", benchDecode},
+		{"names", benchNames},
+		{"policy", benchPolicy},
+		{"nflog", benchNFLOG},
+		{"conntrack", benchConntrack},
+		{"tap", benchTap},
+		{"memory", benchMemory},
+		{"store", benchStore},
 		{"clickhouse", benchClickHouse},
-	} {
-		if o.only != "" && o.only != part.name {
-			continue
+	}
+}
+
+// chosen are the parts of a list, or all.
+func chosen(only string) ([]part, error) {
+	if only == "" {
+		return parts(), nil
+	}
+	var out []part
+	for _, name := range strings.Split(only, ",") {
+		i := slices.IndexFunc(parts(), func(p part) bool { return p.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("-only %q: no such part", name)
 		}
+		out = append(out, parts()[i])
+	}
+	return out, nil
+}
+
+func run(ctx context.Context, o options) error {
+	chosen, err := chosen(o.only)
+	if err != nil {
+		return err
+	}
+	var all []result
+	for _, part := range chosen {
 		fmt.Fprintf(os.Stderr, "measuring: %s …\n", part.name)
 		began := time.Now()
 		results, err := part.run(ctx, o)

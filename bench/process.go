@@ -52,9 +52,9 @@ func (p *process) stop() (time.Duration, error) {
 // cpu is the processor time so far, of ip netns exec's child: it replaces
 // itself. The process's clock is exact, where /proc counts ticks, which lie
 // for who sleeps and wakes with them.
-func (p *process) cpu() (time.Duration, error) { return cpuOf(p.cmd.Process.Pid) }
+func (p *process) cpu() (time.Duration, error) { return processTime(p.cmd.Process.Pid) }
 
-func cpuOf(pid int) (time.Duration, error) {
+func processTime(pid int) (time.Duration, error) {
 	const schedClock = 2 // CPUCLOCK_SCHED of the process, as clock_getcpuclockid(3) makes it
 	var t unix.Timespec
 	if err := unix.ClockGettime(int32(^pid<<3|schedClock), &t); err != nil {

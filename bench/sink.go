@@ -24,6 +24,7 @@ type sink struct {
 	once   sync.Once
 
 	packets, connections atomic.Uint64
+	named                atomic.Uint64 // connections of a known pod
 }
 
 func newSink(dir string) (*sink, error) {
@@ -56,6 +57,9 @@ func (s *sink) Report(stream flowauditv1.Ingest_ReportServer) error {
 		for i := range b.Flows {
 			f := &b.Flows[i]
 			s.connections.Add(f.Connections)
+			if f.Source != nil && f.Source.Kind == flow.EndpointPod {
+				s.named.Add(f.Connections)
+			}
 			if f.Verdict == flow.VerdictDenied {
 				s.packets.Add(f.Sent.Packets)
 			}

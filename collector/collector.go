@@ -4,18 +4,27 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"k8s.io/client-go/rest"
 
+	"github.com/flowaudit/flowaudit/collector/advice"
+	"github.com/flowaudit/flowaudit/collector/alert/notify"
 	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
+	"github.com/flowaudit/flowaudit/monitor"
 	"github.com/flowaudit/flowaudit/policy"
+	"github.com/flowaudit/flowaudit/policy/other"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
@@ -25,9 +34,14 @@ type Options struct {
 	Cluster   string      // whose objects these are; flows of another cluster are stored as they come
 	Manifests string      // directory of cluster objects; empty for none
 	Access    kube.Access // to the API server, if one is to be asked
+	Agents    AgentOptions
 	Retain    Retain
+	Alerts    AlertOptions
 	Version   string
-	Log       *slog.Logger
+	Monitor   monitor.Options // where it tells about itself
+	// MetricsPairs is how many pairs of workloads metrics tell apart.
+	MetricsPairs int
+	Log          *slog.Logger
 	// Store keeps the flows. Run closes it.
 	Store store.Store
 	// Listening, if set, is called with the address once the collector listens.
@@ -44,7 +58,22 @@ func (o *Options) Validate() error {
 	if err := o.Access.Validate(o.Manifests); err != nil {
 		return err
 	}
-	return o.Listen.validate()
+	if err := o.Monitor.Validate(); err != nil {
+		return err
+	}
+	if o.MetricsPairs < 0 {
+		return fmt.Errorf("--metrics-pairs %d: want a number from 0", o.MetricsPairs)
+	}
+	if err := o.Alerts.validate(); err != nil {
+		return err
+	}
+	if o.Alerts.Lease != "" && !o.Access.Wanted() {
+		return errors.New("--alert-lease needs an API server, which keeps it: give --in-cluster or --kubeconfig")
+	}
+	if err := o.Listen.validate(); err != nil {
+		return err
+	}
+	return o.validateProofs()
 }
 
 const (
@@ -55,7 +84,11 @@ const (
 // Run collects and answers until ctx ends, then finishes what is under way.
 func Run(ctx context.Context, o Options) (err error) {
 	defer func() { err = errors.Join(err, o.Store.Close()) }()
-	certificates, err := o.Listen.tls()
+	admission, err := o.authenticator()
+	if err != nil {
+		return err
+	}
+	certificates, err := openCertificates(&o.Listen, admission.clientAuth(), o.Log)
 	if err != nil {
 		return err
 	}
@@ -63,11 +96,20 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := newCollector(o)
+	c, err := newCollector(o, admission)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	return c.serve(ctx, listener, certificates)
+	server, err := monitor.Listen(o.Monitor, newMetrics(c).subject(), o.Log)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	telling, stop := context.WithCancel(context.WithoutCancel(ctx))
+	told := make(chan error, 1)
+	go func() { told <- server.Run(telling) }()
+	err = c.serve(ctx, listener, certificates.tls())
+	stop()
+	return errors.Join(err, <-told)
 }
 
 type collector struct {
@@ -78,30 +120,68 @@ type collector struct {
 	hub       *hub
 	committer *committer
 	ingest    *ingest
+	measures  *measures
 	timeline  *timeline
-	ready     chan struct{} // closed when agents' batches can be named
-	started   time.Time
+	advice    *advice.Server
+	admission *authenticator
+	alerting  *alerting
+	api       *rest.Config // nil if no API server is asked
+	// otherPolicies are those of other kinds than NetworkPolicy.
+	otherPolicies atomic.Pointer[[]kube.OtherPolicy]
+	ready         chan struct{} // closed when agents' batches can be named
+	started       time.Time
 }
 
-func newCollector(o Options) (*collector, error) {
-	c := &collector{Options: o, agents: newAgents(), hub: newHub(), ready: make(chan struct{}), started: time.Now()}
+func newCollector(o Options, admission *authenticator) (*collector, error) {
+	c := &collector{Options: o, admission: admission, agents: newAgents(), hub: newHub(), measures: newMeasures(o.MetricsPairs), advice: advice.New(o.Store), ready: make(chan struct{}), started: time.Now()}
 	history, err := newHistory()
 	if err != nil {
 		return nil, err
 	}
 	c.timeline = newTimeline(o.Store, history, o.Cluster, o.Log)
 	c.index = kube.New(kube.Options{Changed: c.timeline.changed, Slack: clockSlack})
-	c.committer = newCommitter(o.Store, c.hub.publish)
+	c.committer = newCommitter(measuredAppender{o.Store, c.measures}, c.committed)
 	c.ingest = &ingest{
-		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), skew: c.skew,
-		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index, otherPolicies: c.otherPolicies},
+		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), arrived: newArrivals(), limits: newLimits(o.Agents.Rate), skew: c.skew,
+		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index},
+	}
+	if err := c.makeAlerting(); err != nil {
+		return nil, err
 	}
 	if o.Access.Wanted() {
 		c.watch, err = kube.OpenWatch(kube.WatchOptions{
-			Access: o.Access, UserAgent: "flowaudit-collector/" + o.Version, Index: c.index, Lost: c.ingest.blind.lost, Log: o.Log,
+			Access: o.Access, UserAgent: "flowaudit-collector/" + o.Version, Index: c.index, Lost: c.ingest.blind.lost, Others: c.setOthers, Log: o.Log,
 		})
 	}
 	return c, err
+}
+
+// makeAlerting prepares the evaluation of rules.
+func (c *collector) makeAlerting() error {
+	var sender notify.Sender
+	if c.Access.Wanted() {
+		config, err := c.Access.Config("flowaudit-collector/" + c.Version)
+		if err != nil {
+			return err
+		}
+		if sender, err = newEvents(config, instanceName()); err != nil {
+			return err
+		}
+		c.api = config
+	}
+	a, err := newAlerting(c.Alerts, c.Store, c.ingest.judge, sender, c.index.NodeNames, c.Log)
+	if err != nil {
+		return err
+	}
+	c.alerting, c.timeline.told = a, a.changed
+	return nil
+}
+
+// committed is told each group of new batches after it is durable.
+func (c *collector) committed(batches []flow.Batch) {
+	c.measures.stored(batches)
+	c.hub.publish(batches)
+	c.alerting.committed(batches)
 }
 
 const (
@@ -154,17 +234,24 @@ func (c *collector) skew() time.Duration {
 	return c.watch.Status().Skew
 }
 
-// otherPolicies reports whether the cluster has kinds of policy that are not judged by.
-func (c *collector) otherPolicies() bool {
-	return c.watch != nil && len(c.watch.OtherPolicies()) > 0
+// setOthers takes in the policies of other kinds, which are not judged by.
+func (c *collector) setOthers(found []kube.OtherPolicy) {
+	policies := make([]*other.Policy, len(found))
+	for i, p := range found {
+		policies[i] = other.Read(p.Group, p.Kind, p.Namespace, p.Name, p.Object)
+	}
+	c.ingest.judge.others.Store(other.NewSet(policies))
+	c.otherPolicies.Store(&found)
 }
 
 // serve takes over the listener.
 func (c *collector) serve(ctx context.Context, listener net.Listener, certificates *tls.Config) error {
 	server := c.server(serverCredentials(certificates))
-	if err := c.timeline.restore(ctx, time.Now()); err != nil {
+	known, err := c.timeline.restore(ctx, time.Now())
+	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
+	c.index.Remember(known)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		c.timeline.run(ctx)
@@ -189,6 +276,12 @@ func (c *collector) serve(ctx context.Context, listener net.Listener, certificat
 		return nil
 	})
 	group.Go(func() error { return c.retain(ctx) })
+	group.Go(func() error { return c.alerting.run(ctx) })
+	if c.Alerts.Lease != "" {
+		group.Go(func() error {
+			return elect(ctx, c.api, c.Alerts.Lease, c.alerting.relay.instance, c.alerting.lead, c.Log)
+		})
+	}
 	if c.Listen.HTTP != "" {
 		group.Go(func() error { return c.serveHTTP(ctx, certificates) })
 	}
@@ -201,7 +294,7 @@ func (c *collector) serve(ctx context.Context, listener net.Listener, certificat
 	if c.Listening != nil {
 		c.Listening(listener.Addr())
 	}
-	err := group.Wait()
+	err = group.Wait()
 	close(c.committer.waiting) // no handler is left that could submit
 	select {
 	case <-stored:
@@ -219,6 +312,8 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 	server := grpc.NewServer(
 		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.ChainUnaryInterceptor(c.admission.unary),
+		grpc.ChainStreamInterceptor(c.admission.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}),
 		// A batch is decoded into columns of its own: the transport's buffers can be reused.
@@ -226,10 +321,32 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 	)
 	flowauditv1.RegisterIngestServer(server, c.ingest)
 	flowauditv1.RegisterQueryServer(server, c.query())
+	flowauditv1.RegisterAdviceServer(server, c.advice)
+	flowauditv1.RegisterAlertsServer(server, c.alerts())
 	return server
 }
 
-func (c *collector) query() *query { return &query{store: c.Store, hub: c.hub, status: c.status} }
+func (c *collector) query() *query {
+	return &query{store: c.Store, hub: c.hub, status: c.status, objects: objects{
+		index: c.index, cluster: c.Cluster, known: c.watch != nil || c.Manifests != "", ready: c.ready, problems: c.problems, others: &c.otherPolicies,
+	}}
+}
+
+// problems are what keeps the cluster's objects from being known.
+func (c *collector) problems() (out []string) {
+	if c.watch == nil {
+		return nil
+	}
+	w := c.watch.Status()
+	if w.Away {
+		out = append(out, "the API server is away: objects are as they were "+w.Heard.UTC().Format(time.RFC3339))
+	}
+	return append(out, w.Problems...)
+}
+
+func (c *collector) alerts() *alertServer {
+	return &alertServer{alerting: c.alerting, judge: c.ingest.judge}
+}
 
 // stop lets calls finish that can; followers and agents never end by themselves.
 func stop(server *grpc.Server) {
@@ -253,6 +370,10 @@ func (c *collector) status(ctx context.Context) (*flowauditv1.StatusResponse, er
 	if c.watch != nil {
 		out.Problems = append(out.Problems, c.watch.Status().Problems...)
 	}
+	out.Problems = append(out.Problems, c.alerting.problems()...)
+	if t := c.committer.trouble.Load(); t != nil {
+		out.Problems = append(out.Problems, "flows are not stored, and wait with their agents: "+*t)
+	}
 	if !stats.Oldest.IsZero() {
 		out.Oldest = stats.Oldest.UnixMilli()
 	}
@@ -268,11 +389,15 @@ func (c *collector) clusterState(known kube.Stats) *flowauditv1.ClusterState {
 		Source: c.Manifests, Namespaces: uint64(known.Namespaces), Services: uint64(known.Services), Nodes: uint64(known.Nodes),
 		Identities: uint64(known.Identities), Remembered: uint64(known.Ended), Forgotten: known.Forgotten,
 	}
+	for _, p := range c.ingest.judge.others.Load().Doubtful() {
+		s.PolicyDoubts = append(s.PolicyDoubts, p.String()+": "+p.Doubt)
+	}
+	slices.Sort(s.PolicyDoubts)
 	if c.watch == nil {
 		return s
 	}
 	w := c.watch.Status()
-	s.Source, s.Away, s.Skew, s.PolicyKinds = w.Server, w.Away, w.Skew.Milliseconds(), c.watch.OtherPolicies()
+	s.Source, s.Away, s.Skew, s.PolicyKinds = w.Server, w.Away, w.Skew.Milliseconds(), c.watch.OtherKinds()
 	if !w.Heard.IsZero() {
 		s.Heard = w.Heard.UnixMilli()
 	}

@@ -118,7 +118,7 @@ func TestOldFlowsAreDeletedAgainAndAgain(t *testing.T) {
 	}{{time.Hour, 4}, {0, 0}} {
 		synctest.Test(t, func(t *testing.T) {
 			s := &retainer{}
-			c, err := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Retain: Retain{Flows: test.retain, Denied: 3 * test.retain, Edges: 2 * test.retain}})
+			c, err := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Retain: Retain{Flows: test.retain, Denied: 3 * test.retain, Edges: 2 * test.retain}}, &authenticator{})
 			if err != nil {
 				t.Fatal(err)
 			}

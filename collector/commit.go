@@ -2,8 +2,11 @@ package collector
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"sync/atomic"
 
+	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -19,6 +22,8 @@ type committer struct {
 	waiting chan submission
 	// committed is told each group of new batches after it is durable.
 	committed func([]flow.Batch)
+	// trouble is why the newest group is not stored; nil when it is.
+	trouble atomic.Pointer[string]
 }
 
 // submission is a batch on its way into the store. done is called once, from
@@ -86,6 +91,13 @@ func (c *committer) commit(ctx context.Context, group []submission) {
 			c.commit(ctx, []submission{s})
 		}
 		return
+	}
+	switch {
+	case err == nil:
+		c.trouble.Store(nil)
+	case !errors.Is(err, store.ErrBatch):
+		text := err.Error()
+		c.trouble.Store(&text)
 	}
 	if err != nil {
 		err = fmt.Errorf("store batch %s: %w", group[0].batch.Key, err)

@@ -45,6 +45,13 @@ func (h *hub) leave(w *follower) {
 	delete(h.followers, w)
 }
 
+// count is how many follow.
+func (h *hub) count() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.followers)
+}
+
 // publish gives a group of committed batches to all followers. It never waits.
 func (h *hub) publish(batches []flow.Batch) {
 	h.mu.Lock()

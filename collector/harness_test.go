@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -28,7 +29,7 @@ type memory struct {
 	onFlows   func()                           // after the flows to give were chosen
 	rows      store.Rows
 	queryErr  error
-	sqlHangs  bool
+	hangs     bool
 	sql       string
 	sqlRows   int
 	flowsErr  error
@@ -39,6 +40,8 @@ type memory struct {
 	batches  []flow.Batch
 	requests []store.FlowsRequest
 	changes  []flow.Change
+	edges    []*flow.Edge
+	kept     map[string]store.Document
 	groups   [][]uint64 // sequences of each Append
 	closed   bool
 }
@@ -63,6 +66,51 @@ func (m *memory) Timeline(_ context.Context, _, _ time.Time, yield func(flow.Cha
 	}
 	return nil
 }
+
+func (m *memory) Put(_ context.Context, documents []store.Document) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.kept == nil {
+		m.kept = make(map[string]store.Document)
+	}
+	for _, d := range documents {
+		m.kept[d.Kind+" "+d.ID] = d
+	}
+	return nil
+}
+
+func (m *memory) Documents(_ context.Context, kind string, since time.Time, yield func(store.Document) bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, k := range slices.Sorted(maps.Keys(m.kept)) {
+		if d := m.kept[k]; d.Kind == kind && !d.Time.Before(since) && !yield(d) {
+			break
+		}
+	}
+	return nil
+}
+
+func (m *memory) Discard(context.Context, string, time.Time) error { return nil }
+
+func (m *memory) Edges(_ context.Context, req store.EdgesRequest, yield func(*flow.Edge) bool) error {
+	for _, e := range m.edges {
+		if !e.First.After(req.Until) && !yield(e) {
+			break
+		}
+	}
+	return nil
+}
+
+func (m *memory) EdgeHours(_ context.Context, req store.EdgesRequest, keep, yield func(*flow.Edge) bool) error {
+	for _, e := range m.edges {
+		if !e.First.Before(req.Since) && !e.First.After(req.Until) && keep(e) && !yield(e) {
+			break
+		}
+	}
+	return nil
+}
+
+func (m *memory) Gaps(context.Context, time.Time, time.Time, func(flow.Gap) bool) error { return nil }
 
 func (m *memory) Append(_ context.Context, batches []flow.Batch) ([]bool, error) {
 	if m.onAppend != nil {
@@ -125,12 +173,16 @@ func (m *memory) Count(_ context.Context, filter flow.Filter) (flows, connection
 	return flows, connections, nil
 }
 
-func (m *memory) Query(context.Context, string, map[string]string) (store.Rows, error) {
+func (m *memory) Query(ctx context.Context, _ string, _ map[string]string) (store.Rows, error) {
+	if m.hangs {
+		<-ctx.Done()
+		return store.Rows{}, ctx.Err()
+	}
 	return m.rows, m.queryErr
 }
 
 func (m *memory) SQL(ctx context.Context, text string, maxRows int) (store.Rows, error) {
-	if m.sqlHangs {
+	if m.hangs {
 		<-ctx.Done()
 		return store.Rows{}, ctx.Err()
 	}
@@ -184,14 +236,32 @@ type running struct {
 // synctest bubble the test must call close.
 func serve(t *testing.T, s store.Store) *running {
 	t.Helper()
+	return serveWith(t, s, Options{})
+}
+
+func serveWith(t *testing.T, s store.Store, o Options) *running {
+	t.Helper()
+	return serveAdmitting(t, s, o, &authenticator{proofs: []Proof{ProofNone}})
+}
+
+// serveAdmitting is serveWith with a say in who may call.
+func serveAdmitting(t *testing.T, s store.Store, o Options, admission *authenticator) *running {
+	t.Helper()
 	listener := bufconn.Listen(1 << 20)
-	c, err := newCollector(Options{Log: slog.New(slog.DiscardHandler), Store: s, Version: "1.2.3", Cluster: "c"})
+	o.Log, o.Store, o.Version, o.Cluster, o.MetricsPairs = slog.New(slog.DiscardHandler), s, "1.2.3", "c", 3
+	if o.Alerts.Queue == "" {
+		o.Alerts.Queue = t.TempDir()
+	}
+	c, err := newCollector(o, admission)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := &running{collector: c, done: make(chan error, 1)}
 	ctx, stop := context.WithCancel(t.Context())
 	r.stop = stop
+	if o.Alerts.Lease != "" {
+		c.Alerts.Lease = "" // a test says who leads
+	}
 	go func() { r.done <- r.serve(ctx, listener, nil) }()
 	conn, err := grpc.NewClient("passthrough:collector",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),

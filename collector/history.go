@@ -20,6 +20,9 @@ type history struct {
 	mu       sync.Mutex
 	engine   *policy.Engine
 	restored bool // an earlier run knew what was before
+	// found is when deletions were found that nobody told of: any time before
+	// could be theirs. It is set once.
+	found atomic.Pointer[time.Time]
 	// moments are the states by the time from which they held, oldest first.
 	// They share what did not change between them.
 	moments atomic.Pointer[[]moment]
@@ -77,11 +80,15 @@ func (h *history) apply(changes []flow.Change) error {
 	return bad
 }
 
-// begin says that all that was there at the start is applied. Where nothing is
-// known of the time before, it is judged by what was found.
-func (h *history) begin() {
+// begin says that all that was there at the start is applied, and when it was
+// found last that something is gone; the zero time if nothing is. Where nothing
+// is known of the time before, it is judged by what was found.
+func (h *history) begin(found time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !found.IsZero() && h.restored {
+		h.found.Store(&found)
+	}
 	if !h.restored {
 		h.moments.Store(&[]moment{{state: h.engine.Snapshot()}})
 	}
@@ -109,7 +116,8 @@ func (h *history) at(t time.Time) *policy.Snapshot {
 }
 
 // within returns the policies as they were from one time to another: a state
-// for each change, and the one before.
+// for each change, and the one before. A time before deletions were found that
+// nobody told of may have been without what is gone.
 func (h *history) within(since, until time.Time) (states []*policy.Snapshot) {
 	moments := *h.moments.Load()
 	for i := len(moments) - 1; i >= 0; i-- {
@@ -120,6 +128,9 @@ func (h *history) within(since, until time.Time) (states []*policy.Snapshot) {
 		if !moments[i].from.After(since) {
 			break
 		}
+	}
+	if found := h.found.Load(); found != nil && until.Before(*found) {
+		states = append(states, h.at(*found))
 	}
 	return states
 }

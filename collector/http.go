@@ -13,9 +13,13 @@ import (
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
-// serveHTTP serves the query service as JSON over HTTP until ctx ends.
+// serveHTTP serves the services that people ask as JSON over HTTP until ctx ends.
 func (c *collector) serveHTTP(ctx context.Context, certificates *tls.Config) error {
-	handler, err := rest.Handler(&flowauditv1.Query_ServiceDesc, c.query())
+	handler, err := rest.Handler(
+		rest.Service{Desc: &flowauditv1.Query_ServiceDesc, Implementation: c.query()},
+		rest.Service{Desc: &flowauditv1.Advice_ServiceDesc, Implementation: c.advice},
+		rest.Service{Desc: &flowauditv1.Alerts_ServiceDesc, Implementation: c.alerts()},
+	)
 	if err != nil {
 		return fmt.Errorf("serve HTTP: %w", err)
 	}
@@ -24,7 +28,7 @@ func (c *collector) serveHTTP(ctx context.Context, certificates *tls.Config) err
 		return fmt.Errorf("listen on %s: %w", c.Listen.HTTP, err)
 	}
 	server := &http.Server{
-		Handler: handler, TLSConfig: certificates, ReadHeaderTimeout: 10 * time.Second,
+		Handler: http.NewCrossOriginProtection().Handler(c.admission.http(handler)), TLSConfig: certificates, ReadHeaderTimeout: 10 * time.Second,
 		BaseContext: func(net.Listener) context.Context { return ctx }, // followers never end by themselves
 	}
 	stopped := make(chan struct{})

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
@@ -24,14 +25,16 @@ type ingest struct {
 	cluster string // whose addresses index and judge know
 	index   index
 	judge   *judge
+	arrived *arrivals
 	agents  *agents
 	log     *slog.Logger
 
 	// ready is closed when the cluster's objects are known, or will not be
 	// soon: batches wait for it.
-	ready <-chan struct{}
-	blind *blind
-	skew  func() time.Duration // how far the API server's clock is ahead of this one
+	ready  <-chan struct{}
+	blind  *blind
+	limits *limits
+	skew   func() time.Duration // how far the API server's clock is ahead of this one
 
 	committed, rejected, unnamed, ambiguous atomic.Uint64
 }
@@ -41,11 +44,16 @@ const maxUnacknowledged = 32
 
 // Report implements the Ingest service.
 func (s *ingest) Report(stream flowauditv1.Ingest_ReportServer) error {
+	limit, leave, err := s.limits.enter(stream.Context())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	ctx, fail := context.WithCancelCause(stream.Context())
 	defer fail(nil)
 	group, ctx := errgroup.WithContext(ctx)
 	r := &report{
-		ingest: s, fail: fail, acks: make(chan *flowauditv1.Ack, maxUnacknowledged), slots: make(chan struct{}, maxUnacknowledged),
+		ingest: s, limit: limit, fail: fail, acks: make(chan *flowauditv1.Ack, maxUnacknowledged), slots: make(chan struct{}, maxUnacknowledged),
 	}
 	messages := receive(stream)
 	group.Go(func() error { return r.sendAcks(ctx, stream) })
@@ -83,6 +91,7 @@ func receive(stream flowauditv1.Ingest_ReportServer) <-chan received {
 // report is one agent's stream.
 type report struct {
 	*ingest
+	limit *limit
 	fail  func(error)
 	acks  chan *flowauditv1.Ack
 	slots chan struct{} // one is held from a batch's arrival until its acknowledgement is sent
@@ -141,6 +150,15 @@ func (r *report) store(ctx context.Context, message *flowauditv1.Batch) error {
 		r.acks <- ack // has room: a slot is held
 		return nil
 	}
+	if agent, proven := agentOf(ctx); proven {
+		if err := agent.Check(&batch); err != nil {
+			r.log.Error("agent reports for somebody else", "error", err)
+			return status.Error(codes.PermissionDenied, err.Error())
+		}
+	}
+	if err := r.limit.wait(ctx, len(batch.Flows)); err != nil {
+		return err
+	}
 	var named naming
 	if batch.Key.Cluster == r.cluster { // another cluster may use the same addresses
 		n, err := r.name(ctx, &batch)
@@ -149,10 +167,19 @@ func (r *report) store(ctx context.Context, message *flowauditv1.Batch) error {
 		}
 		named = *n
 		r.judge.flows(batch.Flows)
+		r.arrived.judge(&batch, r.judge.settled)
 	}
 	r.agents.heard(&batch)
 	undo := r.blind.add(&batch)
 	return r.commit.submit(ctx, submission{batch, func(duplicate bool, err error) {
+		if errors.Is(err, store.ErrBatch) {
+			undo()
+			r.log.Error("batch refused", "error", err)
+			ack.Refused, ack.Error, ack.Rejected = true, err.Error(), uint64(len(batch.Flows))
+			r.rejected.Add(max(1, ack.Rejected))
+			r.acks <- ack
+			return
+		}
 		if err != nil {
 			r.log.Error("batch was not stored, its agent will send it again", "error", err)
 			undo()
@@ -208,6 +235,10 @@ func (s *ingest) decode(message *flowauditv1.Batch, ack *flowauditv1.Ack) (flow.
 	}
 	if invalid > 0 {
 		ack.Rejected, ack.Error = uint64(invalid), first.Error()
+		batch.Gaps = append(batch.Gaps, flow.Gap{
+			Node: batch.Node, Source: "collector", Kind: flow.GapMalformed, Start: batch.Start, End: batch.End, Lost: uint64(invalid),
+			Detail: "flows were left out of what the agent sent: " + first.Error(),
+		})
 		s.log.Error("flows left out of a batch", "node", batch.Node, "batch", batch.Key.String(), "flows", invalid, "error", first)
 	}
 	return batch, nil

@@ -2,6 +2,7 @@ package collector
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
@@ -91,8 +93,8 @@ func TestInvalidFlowsCostThemselvesOnly(t *testing.T) {
 		}
 		send(t, stream, batchOf(2, denied(1)...))
 		receiveAck(t, stream)
-		if got := ports(store.batches[0].Flows); !slices.Equal(got, []uint16{1, 3}) || len(store.batches[0].Gaps) != 1 || len(store.batches) != 2 {
-			t.Errorf("stored ports %v, %d gaps and %d batches; want the valid flows, the gap, and the batch after it", got, len(store.batches[0].Gaps), len(store.batches))
+		if got := ports(store.batches[0].Flows); !slices.Equal(got, []uint16{1, 3}) || len(store.batches[0].Gaps) != 2 || store.batches[0].Gaps[1].Lost != 2 || len(store.batches) != 2 {
+			t.Errorf("stored ports %v, %d gaps and %d batches; want the valid flows, the gap, one that tells of the others, and the batch after it", got, len(store.batches[0].Gaps), len(store.batches))
 		}
 		if n := c.collector.ingest.rejected.Load(); n != 2 {
 			t.Errorf("%d flows counted as rejected, want 2", n)
@@ -142,6 +144,32 @@ func TestARefusedBatchIsNotStored(t *testing.T) {
 	}
 }
 
+// What a store can never hold is not asked for again.
+func TestABatchThatCannotBeStoredIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &memory{onAppend: func(batches []flow.Batch) error {
+			if batches[0].Key.Sequence == 1 {
+				return fmt.Errorf("%w: a value is too large", store.ErrBatch)
+			}
+			return nil
+		}}
+		c := serve(t, s)
+		defer c.close(t)
+		stream := c.report(t)
+		send(t, stream, batchOf(1, denied(3)...))
+		if ack := receiveAck(t, stream); !ack.GetRefused() || ack.GetRejected() != 3 || !strings.Contains(ack.GetError(), "a value is too large") {
+			t.Errorf("acknowledgement %v, want a refusal of 3 flows that says why", ack)
+		}
+		send(t, stream, batchOf(2, denied(1)...))
+		if ack := receiveAck(t, stream); ack.GetRefused() {
+			t.Errorf("acknowledgement %v of a batch that can be stored", ack)
+		}
+		if got := s.stored(); !slices.Equal(got, []uint64{2}) {
+			t.Errorf("stored %v, want only the batch that came after it", got)
+		}
+	})
+}
+
 // TestAStoreErrorEndsTheStream: the agent then comes again, and sends again.
 func TestAStoreErrorEndsTheStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -159,6 +187,9 @@ func TestAStoreErrorEndsTheStream(t *testing.T) {
 		ack, err := stream.Recv()
 		if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "store batch c/node-1/1/1: "+errDisk.Error()) {
 			t.Fatalf("the stream gave %v, %v; want the store's error and the batch's name", ack, err)
+		}
+		if s, err := c.query().Status(t.Context(), &flowauditv1.StatusRequest{}); err != nil || !strings.Contains(strings.Join(s.GetProblems(), "\n"), errDisk.Error()) {
+			t.Errorf("status tells of problems %v, %v; want the store's", s.GetProblems(), err)
 		}
 		full = false
 		c.keep(t, batchOf(1, denied(1)...))

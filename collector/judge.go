@@ -4,11 +4,13 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
 	"github.com/flowaudit/flowaudit/policy"
+	"github.com/flowaudit/flowaudit/policy/other"
 )
 
 // judge says of each flow what the policies of its time say about it.
@@ -16,9 +18,9 @@ type judge struct {
 	history *history
 	classes *policy.Classes
 	index   podIndex
-	// otherPolicies reports whether another kind of policy than NetworkPolicy
-	// is in use in the cluster, which this engine does not know.
-	otherPolicies func() bool
+	// others are the cluster's policies of other kinds than NetworkPolicy,
+	// which this engine does not judge by; nil if there are none.
+	others atomic.Pointer[other.Set]
 }
 
 // podIndex says what policies could see of the pod that held an address.
@@ -46,6 +48,13 @@ func (j *judge) flows(flows []flow.Flow) {
 type end struct {
 	addr     netip.Addr
 	endpoint *flow.Endpoint
+}
+
+func (e *end) kind() flow.EndpointKind {
+	if e.endpoint == nil {
+		return flow.EndpointUnknown
+	}
+	return e.endpoint.Kind
 }
 
 func (j *judge) flow(f *flow.Flow, ends map[end]policy.End) {
@@ -85,13 +94,19 @@ func (j *judge) excuse(f *flow.Flow, at time.Time, d *policy.Decision) {
 		f.Caveat = caveatOf(d)
 		return
 	}
-	if j.otherPolicies() && (f.Assessment == flow.AssessmentUnenforced || f.Assessment == flow.AssessmentUnexplained) {
-		f.Expected, f.Assessment, f.Caveat = flow.VerdictUnknown, flow.AssessmentUnknown, flow.CaveatOtherPolicy
+	if f.Reason.OtherCause() {
+		// What refused it is known, and excuses nothing; that the policies deny
+		// it as well is not shown.
+		if f.Assessment == flow.AssessmentEnforced {
+			f.Assessment, f.Caveat = flow.AssessmentUnknown, flow.CaveatOtherCause
+		}
 		return
 	}
 	switch {
 	case f.Assessment != flow.AssessmentUnenforced && f.Assessment != flow.AssessmentUnexplained:
 		return
+	case j.otherwise(f, at):
+		f.Expected, f.Caveat = flow.VerdictUnknown, flow.CaveatOtherPolicy
 	case older && f.Assessment == flow.AssessmentUnenforced:
 		f.Caveat = flow.CaveatOlder
 	case j.unsettled(f, at):
@@ -100,6 +115,31 @@ func (j *judge) excuse(f *flow.Flow, at time.Time, d *policy.Decision) {
 		return
 	}
 	f.Assessment = flow.AssessmentUnknown
+}
+
+// otherwise reports whether a policy of another kind selects an end of a flow,
+// or may.
+func (j *judge) otherwise(f *flow.Flow, at time.Time) bool {
+	others := j.others.Load()
+	if others.Empty() {
+		return false
+	}
+	for _, e := range []end{{f.Src, f.Source}, {f.Dst, f.Destination}} {
+		switch kind := e.kind(); kind {
+		case flow.EndpointPod:
+			p := j.pod(e.addr, e.endpoint, at, j.history.at(at))
+			if len(others.Selecting(&other.Pod{Namespace: p.Namespace, NamespaceLabels: p.NamespaceLabels, Labels: p.Labels})) > 0 {
+				return true
+			}
+		case flow.EndpointNode:
+			if len(others.SelectingNodes()) > 0 {
+				return true
+			}
+		case flow.EndpointUnknown, flow.EndpointAmbiguous:
+			return true
+		}
+	}
+	return false
 }
 
 // nowhere reports whether nobody could answer a flow: its destination is still a
@@ -136,6 +176,12 @@ func (j *judge) unsettled(f *flow.Flow, at time.Time) bool {
 		d := s.Decide(&c)
 		return d.Verdict != f.Expected
 	})
+}
+
+// settled reports whether a flow's destination has been what it is for a while,
+// so that its node knew it when the flow came.
+func (j *judge) settled(f *flow.Flow) bool {
+	return !j.changed(f.Dst, f.Destination, f.Start.Add(-settleTime), f.End)
 }
 
 // changed reports whether a pod is not what it was. What it was is not known
@@ -195,20 +241,17 @@ func (j *judge) describe(addr netip.Addr, e *flow.Endpoint, at time.Time, state 
 	if e.Kind != flow.EndpointPod {
 		return out
 	}
-	// Where only the agent knew the pod, its stable labels are all that is left.
-	p := policy.Pod{Namespace: e.Namespace, Name: e.Pod, Labels: e.Labels, PortsUnknown: true, Node: e.Node}
-	if known := j.index.Pod(addr, at); known != nil && known.Namespace == e.Namespace && known.Pod == e.Pod {
-		p.Labels, p.Ports, p.PortsUnknown = known.AllLabels, namedPorts(known.Ports), false
-	}
-	p.NamespaceLabels = state.NamespaceLabels(e.Namespace)
-	out.Class, out.Pod = j.classes.Of(&p), e.Pod
+	out.Class, out.Pod = j.classes.Of(j.pod(addr, e, at, state)), e.Pod
 	return out
 }
 
-func namedPorts(ports []flow.NamedPort) []policy.NamedPort {
-	out := make([]policy.NamedPort, len(ports))
-	for i, p := range ports {
-		out[i] = policy.NamedPort(p)
+// pod is what policies could see of an endpoint that is a pod.
+func (j *judge) pod(addr netip.Addr, e *flow.Endpoint, at time.Time, state *policy.Snapshot) *policy.Pod {
+	// Where only the agent knew the pod, its stable labels are all that is left.
+	p := &policy.Pod{Namespace: e.Namespace, Name: e.Pod, Labels: e.Labels, PortsUnknown: true, Node: e.Node}
+	if known := j.index.Pod(addr, at); known != nil && known.Namespace == e.Namespace && known.Pod == e.Pod {
+		p.Labels, p.Ports, p.PortsUnknown = known.AllLabels, known.Ports, false
 	}
-	return out
+	p.NamespaceLabels = state.NamespaceLabels(e.Namespace)
+	return p
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
 	"github.com/flowaudit/flowaudit/policy"
+	"github.com/flowaudit/flowaudit/policy/other"
 )
 
 var (
@@ -77,8 +78,8 @@ func newCourt(t *testing.T, policies ...*networkingv1.NetworkPolicy) *court {
 	if err := h.apply(c.changes); err != nil {
 		t.Fatal(err)
 	}
-	h.begin()
-	c.judge = &judge{history: h, classes: policy.NewClasses(), index: c.index, otherPolicies: func() bool { return false }}
+	h.begin(time.Time{})
+	c.judge = &judge{history: h, classes: policy.NewClasses(), index: c.index}
 	return c
 }
 
@@ -153,6 +154,16 @@ func TestFlowsAreJudgedByPolicy(t *testing.T) {
 			"a later window of a connection",
 			change(seen(webAddr, 3306, flow.VerdictAllowed, judged), func(f *flow.Flow) { f.Connections = 0 }),
 			"denied unknown older-connection shop/db-policy ",
+		},
+		{
+			"who may has no route",
+			change(seen(apiAddr, 3306, flow.VerdictDenied, judged), func(f *flow.Flow) { f.Reason = flow.ReasonNoRoute }),
+			"allowed unexplained shop/db-policy ingress[0]",
+		},
+		{
+			"who may not has no route, which shows nothing of the policy",
+			change(seen(webAddr, 3306, flow.VerdictDenied, judged), func(f *flow.Flow) { f.Reason = flow.ReasonNoRoute }),
+			"denied unknown other-cause shop/db-policy ",
 		},
 		{
 			"what the plugin names stays",
@@ -271,11 +282,37 @@ func TestANewPodExcuses(t *testing.T) {
 	}
 }
 
+// A policy of another kind excuses what concerns the pods that it selects, and
+// nothing else.
 func TestAnotherKindOfPolicyExcuses(t *testing.T) {
-	c := newCourt(t, dbPolicy("api"))
-	c.otherPolicies = func() bool { return true }
-	if got, want := c.verdict(seen(webAddr, 3306, flow.VerdictAllowed, judged)), "unknown unknown other-policy shop/db-policy "; got != want {
-		t.Errorf("judged %q, want %q", got, want)
+	cilium := func(namespace, role string) *other.Policy {
+		return other.Read("cilium.io", "CiliumNetworkPolicy", namespace, "l7", []byte(`{"spec": {"endpointSelector": {"matchLabels": {"k8s:role": "`+role+`"}}}}`))
+	}
+	const excused, held = "unknown unknown other-policy shop/db-policy ", "denied unenforced shop/db-policy "
+	hosts := other.Read("cilium.io", "CiliumClusterwideNetworkPolicy", "", "hosts", []byte(`{"spec": {"nodeSelector": {}}}`))
+	refused := seen(apiAddr, 3306, flow.VerdictDenied, judged)
+	refused.Node = "n2"
+	for name, test := range map[string]struct {
+		policy *other.Policy
+		seen   flow.Flow
+		want   string
+	}{
+		"of the source":                  {cilium("shop", "web"), seen(webAddr, 3306, flow.VerdictAllowed, judged), excused},
+		"of the destination":             {cilium("shop", "db"), seen(webAddr, 3306, flow.VerdictAllowed, judged), excused},
+		"of another pod":                 {cilium("shop", "api"), seen(webAddr, 3306, flow.VerdictAllowed, judged), held},
+		"of another namespace":           {cilium("ops", "web"), seen(webAddr, 3306, flow.VerdictAllowed, judged), held},
+		"of nodes":                       {hosts, seen(webAddr, 3306, flow.VerdictAllowed, judged), held},
+		"that cannot be read":            {other.Read("cilium.io", "CiliumNetworkPolicy", "shop", "l7", []byte("{}")), seen(webAddr, 3306, flow.VerdictAllowed, judged), excused},
+		"that cannot be read, elsewhere": {other.Read("cilium.io", "CiliumNetworkPolicy", "ops", "l7", []byte("{}")), seen(webAddr, 3306, flow.VerdictAllowed, judged), held},
+		"and a refusal":                  {cilium("shop", "db"), refused, "unknown unknown other-policy shop/db-policy ingress[0]"},
+		"and an outside end":             {cilium("shop", "db"), seen(farAddr, 3306, flow.VerdictAllowed, judged), excused},
+		"and what policies say anyway":   {cilium("shop", "db"), seen(webAddr, 3306, flow.VerdictDenied, judged), "denied enforced shop/db-policy "},
+	} {
+		c := newCourt(t, dbPolicy("api"))
+		c.others.Store(other.NewSet([]*other.Policy{test.policy}))
+		if got := c.verdict(test.seen); got != test.want {
+			t.Errorf("%s: judged %q, want %q", name, got, test.want)
+		}
 	}
 }
 

@@ -3,7 +3,6 @@ package collector
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -22,7 +21,7 @@ type ListenOptions struct {
 	ClientCA  string // PEM file: callers must show a certificate that it signs
 	// Insecure allows an address beyond loopback without TLS.
 	Insecure bool
-	// HTTP is where the query service is served as JSON over HTTP, with the same
+	// HTTP is where the services that people ask are served as JSON over HTTP, with the same
 	// certificates; empty for nowhere.
 	HTTP string
 }
@@ -55,11 +54,22 @@ func (o *ListenOptions) validateAddress(address string) error {
 	if err != nil {
 		return fmt.Errorf("read address to listen on: %w", err)
 	}
-	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
+	if loopback(host) {
 		return nil
 	}
 	return fmt.Errorf("listen on %s: without TLS anybody who reaches this address could read and forge flows: "+
 		"give --tls-cert and --tls-key, listen on loopback, or say --insecure", address)
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// local reports whether nobody beyond this machine reaches the collector.
+func (o *ListenOptions) local() bool {
+	host, _, err := net.SplitHostPort(o.Address)
+	return strings.HasPrefix(o.Address, "unix:") || err == nil && loopback(host)
 }
 
 func (o *ListenOptions) listen() (net.Listener, error) {
@@ -116,28 +126,4 @@ func serverCredentials(config *tls.Config) credentials.TransportCredentials {
 		return insecure.NewCredentials()
 	}
 	return credentials.NewTLS(config)
-}
-
-// tls reads the certificates; it is nil where TLS is off.
-func (o *ListenOptions) tls() (*tls.Config, error) {
-	if o.Cert == "" {
-		return nil, nil
-	}
-	pair, err := tls.LoadX509KeyPair(o.Cert, o.Key)
-	if err != nil {
-		return nil, fmt.Errorf("read certificate: %w", err)
-	}
-	config := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}}
-	if o.ClientCA != "" {
-		pem, err := os.ReadFile(o.ClientCA)
-		if err != nil {
-			return nil, fmt.Errorf("read client authorities: %w", err)
-		}
-		config.ClientCAs = x509.NewCertPool()
-		if !config.ClientCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("read client authorities: no certificate in %s", o.ClientCA)
-		}
-		config.ClientAuth = tls.RequireAndVerifyClientCert
-	}
-	return config, nil
 }

@@ -21,6 +21,7 @@ type query struct {
 	store  store.Store
 	hub    *hub
 	status func(context.Context) (*flowauditv1.StatusResponse, error)
+	objects
 }
 
 // answerFlows is how many flows one message of an answer holds.

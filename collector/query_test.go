@@ -349,9 +349,16 @@ func TestSQL(t *testing.T) {
 		if _, err := ask(&flowauditv1.SelectRequest{Query: strings.Repeat(" ", sqlText+1)}); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("a long text: %v", err)
 		}
-		s.sqlHangs = true
+		s.hangs = true
 		if _, err := ask(&flowauditv1.SelectRequest{Query: "SELECT 1"}); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "longer than 30s") {
 			t.Errorf("SQL without an end: %v", err)
+		}
+		stream, err := c.query().Run(t.Context(), &flowauditv1.RunRequest{Name: "nodes"})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "longer than 2m0s") {
+			t.Errorf("a question without an end: %v", err)
 		}
 	})
 }

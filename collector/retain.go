@@ -53,6 +53,7 @@ func (c *collector) retain(ctx context.Context) error {
 
 func (c *collector) retainOnce(ctx context.Context) {
 	now := time.Now()
+	c.tellRetained(ctx, "alerts", 0, c.alerting.retain(ctx, now))
 	if c.Retain.Flows > 0 || c.Retain.Bytes > 0 {
 		freed, err := c.Store.Retain(ctx, c.Retain.kept(now))
 		c.tellRetained(ctx, "flows", freed, err)

@@ -23,8 +23,13 @@ func (q *query) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunSer
 	if err != nil {
 		return invalidArgument(err)
 	}
-	rows, err := q.store.Query(stream.Context(), req.GetName(), req.GetArguments())
-	if err != nil {
+	ctx, cancel := context.WithTimeout(stream.Context(), questionTime)
+	defer cancel()
+	rows, err := q.store.Query(ctx, req.GetName(), req.GetArguments())
+	switch {
+	case err != nil && ctx.Err() != nil && stream.Context().Err() == nil:
+		return status.Errorf(codes.InvalidArgument, "the answer took longer than %s: look back less far, by the argument since", questionTime)
+	case err != nil:
 		return storeError("answer "+req.GetName(), err)
 	}
 	last, err := sendRows(rows, stream)
@@ -38,8 +43,10 @@ func (q *query) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunSer
 }
 
 const (
-	// sqlTime bounds how long somebody's SQL may keep the store busy.
-	sqlTime = 30 * time.Second
+	// sqlTime bounds how long somebody's SQL may keep the store busy, and
+	// questionTime a named question.
+	sqlTime      = 30 * time.Second
+	questionTime = 2 * time.Minute
 	// sqlRows and sqlText bound what it costs in memory.
 	sqlRows = 100_000
 	sqlText = 1 << 20

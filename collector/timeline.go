@@ -24,6 +24,8 @@ type timeline struct {
 	history *history
 	cluster string
 	log     *slog.Logger
+	// told, if set, is called with each change after the start.
+	told func(*flow.Change)
 
 	mu      sync.Mutex
 	early   []flow.Change // what was found at the start, until all of it is
@@ -36,23 +38,22 @@ func newTimeline(s recorder, h *history, cluster string, log *slog.Logger) *time
 	return &timeline{store: s, history: h, cluster: cluster, log: log, news: make(chan struct{}, 1)}
 }
 
-// restore begins with what the store knows of the last hours.
-func (t *timeline) restore(ctx context.Context, now time.Time) error {
-	var known []flow.Change
-	err := t.store.Timeline(ctx, now.Add(-historyKept), now, func(c flow.Change) bool {
+// restore begins with what the store knows of the last hours, and returns it.
+func (t *timeline) restore(ctx context.Context, now time.Time) (known []flow.Change, err error) {
+	err = t.store.Timeline(ctx, now.Add(-historyKept), now, func(c flow.Change) bool {
 		if c.Cluster == t.cluster {
 			known = append(known, c)
 		}
 		return true
 	})
 	if err != nil {
-		return fmt.Errorf("read timeline: %w", err)
+		return nil, fmt.Errorf("read timeline: %w", err)
 	}
 	if err := t.history.apply(known); err != nil {
 		t.log.Error("a part of the timeline is not judged by", "error", err)
 	}
 	t.history.restored = len(known) > 0
-	return nil
+	return known, nil
 }
 
 // changed takes a change in, without waiting for the store.
@@ -65,6 +66,9 @@ func (t *timeline) changed(c flow.Change) {
 		return
 	}
 	t.take(c)
+	if t.told != nil {
+		t.told(&c)
+	}
 }
 
 // settled says that everything that was there at the start has been told. It
@@ -77,8 +81,19 @@ func (t *timeline) settled() {
 	}
 	slices.SortStableFunc(t.early, func(a, b flow.Change) int { return a.Time.Compare(b.Time) })
 	t.take(t.early...)
-	t.history.begin()
+	t.history.begin(lastDeletion(t.early))
 	t.begun, t.early = true, nil
+}
+
+// lastDeletion is when it was found last that something is gone; the zero time
+// if nothing is.
+func lastDeletion(changes []flow.Change) (at time.Time) {
+	for i := range changes {
+		if c := &changes[i]; c.Deleted && c.Kind != flow.ChangeIdentity {
+			at = c.Time
+		}
+	}
+	return at
 }
 
 func (t *timeline) take(changes ...flow.Change) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
+	"github.com/flowaudit/flowaudit/kube"
 )
 
 func newTestTimeline(t *testing.T, m *memory) *timeline {
@@ -32,7 +33,7 @@ func TestTheTimelineIsStoredAndJudgedBy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &memory{}
 		l := newTestTimeline(t, m)
-		if err := l.restore(t.Context(), time.Now()); err != nil {
+		if _, err := l.restore(t.Context(), time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		go l.run(t.Context())
@@ -69,7 +70,7 @@ func TestARestartedCollectorKnowsWhatWasBefore(t *testing.T) {
 	foreign := labelled(now.Add(-2*time.Hour), "bank", `{"team":"z"}`)
 	foreign.Cluster = "other"
 	l := newTestTimeline(t, &memory{changes: []flow.Change{stored, foreign}})
-	if err := l.restore(t.Context(), now); err != nil {
+	if _, err := l.restore(t.Context(), now); err != nil {
 		t.Fatal(err)
 	}
 	// Found in any order: who told it last is not who changed it last.
@@ -86,6 +87,38 @@ func TestARestartedCollectorKnowsWhatWasBefore(t *testing.T) {
 		if got := l.team(c.namespace, now.Add(-c.ago)); got != c.want {
 			t.Errorf("team of %s %s ago is %q, want %q", c.namespace, c.ago, got, c.want)
 		}
+	}
+}
+
+// Nobody tells when a policy went that was deleted while no collector ran: what
+// it decides alone is not certain until then.
+func TestWhatWentWhileNoCollectorRan(t *testing.T) {
+	now := time.Now()
+	stored := labelled(now.Add(-2*time.Hour), "shop", `{"team":"a"}`)
+	stored.Cluster = "c"
+	l := newTestTimeline(t, &memory{changes: []flow.Change{stored}})
+	known, err := l.restore(t.Context(), now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := kube.New(kube.Options{Changed: l.changed})
+	x.Remember(known)
+	x.Replace(&kube.Objects{}, now)
+	l.settled()
+	if got := l.team("shop", now.Add(time.Second)); got != "" {
+		t.Errorf("team %q of a namespace that is gone", got)
+	}
+	if got := l.team("shop", now.Add(-time.Hour)); got != "a" {
+		t.Errorf("team %q before it was found to be gone", got)
+	}
+	for ago, want := range map[time.Duration]int{time.Hour: 2, time.Second: 2, 0: 1} {
+		at := now.Add(-ago)
+		if got := len(l.history.within(at, at)); got != want {
+			t.Errorf("%s before it was found %d states are possible, want %d", ago, got, want)
+		}
+	}
+	if c := l.waiting[0]; len(l.waiting) != 1 || !c.Deleted || c.Kind != flow.ChangeNamespace || c.Name != "shop" || !c.Time.Equal(now) {
+		t.Errorf("to be stored are %+v", l.waiting)
 	}
 }
 

@@ -24,6 +24,9 @@ type Selector struct {
 	Verdicts         []Verdict
 	Directions       []Direction
 	Assessments      []Assessment
+	Reasons          []Reason
+	Caveats          []Caveat
+	RefusedAt        []Place
 	Nodes            []string // reporting nodes
 	Clusters         []string
 }
@@ -115,13 +118,16 @@ const (
 )
 
 func (s *Selector) criteria(f *Flow) []criterion {
-	out := make([]criterion, 0, 24)
+	out := make([]criterion, 0, 27)
 	out = append(out,
 		in(s.Ports, f.Port, f.Protocol.HasPorts()),
 		in(s.Protocols, f.Protocol, true),
 		in(s.Verdicts, f.Verdict, true),
 		in(s.Directions, f.Direction, true),
 		in(s.Assessments, f.Assessment, true),
+		in(s.Reasons, f.Reason, true),
+		in(s.Caveats, f.Caveat, true),
+		in(s.RefusedAt, f.RefusedAt(), true),
 		in(s.Nodes, f.Node, true),
 		in(s.Clusters, f.Cluster, true))
 	// A port also matches as the Service's, which is what people type.

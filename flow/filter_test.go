@@ -44,6 +44,11 @@ func TestFilterMatches(t *testing.T) {
 		{"verdict", Filter{Match: Selector{Verdicts: []Verdict{VerdictAllowed}}}, false},
 		{"direction", Filter{Match: Selector{Directions: []Direction{DirectionEgress}}}, true},
 		{"assessment", Filter{Match: Selector{Assessments: []Assessment{AssessmentEnforced}}}, true},
+		{"reason", Filter{Match: Selector{Reasons: []Reason{ReasonNoRoute, ReasonLogged}}}, true},
+		{"another reason", Filter{Match: Selector{Reasons: []Reason{ReasonNoRoute}}}, false},
+		{"caveat", Filter{Match: Selector{Caveats: []Caveat{CaveatRecent}}}, true},
+		{"where it was refused", Filter{Match: Selector{RefusedAt: []Place{PlaceEgress}}}, true},
+		{"where it was not", Filter{Match: Selector{RefusedAt: []Place{PlaceIngress, PlaceBetween}}}, false},
 		{"node and cluster", Filter{Match: Selector{Nodes: []string{"node-1"}, Clusters: []string{"prod"}}}, true},
 		{"fields of a selector must all hold", Filter{Match: Selector{Nodes: []string{"node-1"}, Ports: []uint16{80}}}, false},
 

@@ -79,6 +79,10 @@ type Service struct {
 	Name      string
 }
 
+// KindNetfilter is the Kind of a rule of netfilter that no policy stands for.
+// Its Namespace is the family and the table, its Name the chain.
+const KindNetfilter = "Netfilter"
+
 // PolicyRef names a rule that decided.
 type PolicyRef struct {
 	Kind      string `json:"kind,omitempty"`

@@ -20,6 +20,7 @@ type flowJSON struct {
 	Assessment  string       `json:"assessment,omitempty"`
 	Caveat      string       `json:"caveat,omitempty"`
 	Reason      string       `json:"reason,omitempty"`
+	RefusedAt   string       `json:"refused_at,omitempty"` // egress, ingress or between; follows from the rest
 	Protocol    string       `json:"protocol"`
 	Source      endJSON      `json:"source"`
 	Destination endJSON      `json:"destination"`
@@ -82,6 +83,9 @@ func (f Flow) MarshalJSON() ([]byte, error) {
 	}
 	if f.Direction != DirectionUnknown {
 		j.Direction = f.Direction.String()
+	}
+	if p := f.RefusedAt(); p != PlaceUnknown {
+		j.RefusedAt = p.String()
 	}
 	if f.Expected != VerdictUnknown {
 		j.Expected = f.Expected.String()

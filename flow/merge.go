@@ -200,8 +200,21 @@ func (m *merged) add(f *Flow) {
 	if len(decides.Policies) == 0 {
 		decides.Policies = other.Policies
 	}
+	decides.contest(&other)
 	m.flow = decides
 	m.count(f)
+}
+
+// contest takes back what another node's report disproves of where the flow
+// was stopped.
+func (f *Flow) contest(other *Flow) {
+	switch {
+	case f.Node == other.Node:
+	case f.Verdict == VerdictDenied && other.Verdict == VerdictDenied:
+		f.Direction = DirectionUnknown // each refused connections of its own
+	case f.Reason == ReasonLostBetween:
+		f.Reason = ReasonNoReply // it did come to the other
+	}
 }
 
 // count adds to the node's side. How much of it is new is settled when the

@@ -21,6 +21,7 @@ const (
 	EventUnanswered       // the kernel could not say
 	EventAttempt          // the tap logged a packet of a connection that conntrack has not confirmed yet
 	EventUntracked        // the tap logged a packet that bypasses connection tracking
+	EventDropped          // a rule dropped a packet that was traced; Told names it
 )
 
 // Bits of a conntrack entry's status (enum ip_conntrack_status,
@@ -73,18 +74,24 @@ type Observation struct {
 	ICMPID   uint16 // identifier of an echo request
 	Hook     uint8  // NF_INET_* of a packet
 	Counted  bool   // Sent and Received are told (nf_conntrack_acct was on)
-	Fragment bool   // a later fragment: addresses and protocol only
-	Zone     uint16 // conntrack zone; ZoneNotDefault of a packet of which no more is known
-	Group    uint16 // NFLOG group of a packet
-	Mark     uint32
-	ID       uint32 // CTA_ID, host order of the raw value
-	Status   uint32 // IPS_* bits of a connection; StatusSeenReply also of what a plugin tells
-	InDev    uint32 // interface index, 0 if none
-	OutDev   uint32
-	Size     uint32 // length of a packet by its IP header
+	// Permitted: a connection has the label by which kube-network-policies marks
+	// those that it let through.
+	Permitted bool
+	Fragment  bool   // a later fragment: addresses and protocol only
+	Zone      uint16 // conntrack zone; ZoneNotDefault of a packet of which no more is known
+	Group     uint16 // NFLOG group of a packet
+	Mark      uint32
+	ID        uint32 // CTA_ID, host order of the raw value
+	Status    uint32 // IPS_* bits of a connection; StatusSeenReply also of what a plugin tells
+	InDev     uint32 // interface index, 0 if none
+	OutDev    uint32
+	Size      uint32 // length of a packet by its IP header
+	Sequence  uint32 // TCP sequence number of a SYN, the same when it is sent again; 0 if not told
 
 	Original Tuple // the packet's own, or CTA_TUPLE_ORIG
 	Reply    Tuple // CTA_TUPLE_REPLY; zero for a packet
+
+	Began int64 // when the connection began (CTA_TIMESTAMP_START), Unix nanoseconds; 0 if not told
 
 	Sent     Counters // CTA_COUNTERS_ORIG
 	Received Counters // CTA_COUNTERS_REPLY

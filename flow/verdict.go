@@ -85,15 +85,24 @@ const (
 	CaveatAddress            // an ipBlock could decide, and the address is not known
 	CaveatSame               // it is not known whether both ends are one pod, or on one node
 	CaveatNoEndpoint         // the Service has no endpoint at this port, so that nobody could answer
+	// CaveatOtherCause: the policies deny it, but something else refused it, so
+	// that it shows nothing about them.
+	CaveatOtherCause
 )
 
 var caveatNames = [...]string{
 	"", "older-connection", "recent-change", "other-policy",
-	"protocol", "end", "invalid-policy", "port", "namespace-labels", "address", "same-pod-or-node", "no-endpoint",
+	"protocol", "end", "invalid-policy", "port", "namespace-labels", "address", "same-pod-or-node", "no-endpoint", "other-cause",
 }
 
 // String returns the caveat as it appears in JSON; CaveatNone is empty.
 func (c Caveat) String() string { return name(caveatNames[:], uint8(c)) }
+
+// Caveats lists all but CaveatNone.
+func Caveats() []Caveat { return codes[Caveat](len(caveatNames)) }
+
+// ParseCaveat reads a caveat in any case.
+func ParseCaveat(s string) (Caveat, error) { return parseCode[Caveat]("caveat", caveatNames[:], s) }
 
 // Direction says from which side of the flow's pod the traffic ran.
 type Direction uint8
@@ -141,12 +150,49 @@ const (
 	ReasonLost         // the events that would have told were lost
 	ReasonUntracked    // the packets bypass connection tracking (NOTRACK)
 	ReasonContradicted // a rule's log said refused, yet conntrack confirmed that very packet
+	// The next are never-confirmed attempts of which it is known what refused them.
+	ReasonNoRoute     // the node has no route to the destination, or does not forward
+	ReasonReversePath // the reverse path filter (rp_filter): the way back leads elsewhere
+	ReasonFirewall    // a rule of netfilter that no network plugin made; Policies names it
+	ReasonNoEndpoint  // kube-proxy's rule for a Service without endpoints; Policies names it
+	ReasonLostBetween // left the source's node, and did not come to the destination's
+	ReasonLabelled    // the network plugin marked the connection as permitted
 )
 
-var reasonNames = [...]string{"", "logged", "reply", "no-reply", "reset", "refused", "pending", "confirmed", "never-confirmed", "lost", "untracked", "contradicted"}
+var reasonNames = [...]string{
+	"", "logged", "reply", "no-reply", "reset", "refused", "pending", "confirmed", "never-confirmed", "lost", "untracked", "contradicted",
+	"no-route", "reverse-path", "firewall", "no-endpoint", "lost-between", "labelled",
+}
 
 // String returns the reason as it appears in JSON; ReasonNone is empty.
 func (r Reason) String() string { return name(reasonNames[:], uint8(r)) }
+
+// Reasons lists all but ReasonNone.
+func Reasons() []Reason { return codes[Reason](len(reasonNames)) }
+
+// ParseReason reads a reason in any case.
+func ParseReason(s string) (Reason, error) { return parseCode[Reason]("reason", reasonNames[:], s) }
+
+// OtherCause reports whether something else than a policy is known to have refused.
+func (r Reason) OtherCause() bool { return r >= ReasonNoRoute && r <= ReasonNoEndpoint }
+
+// codes lists the codes from 1 to below n.
+func codes[T ~uint8](n int) []T {
+	out := make([]T, 0, n)
+	for c := 1; c < n; c++ {
+		out = append(out, T(c))
+	}
+	return out
+}
+
+func parseCode[T ~uint8](what string, names []string, s string) (T, error) {
+	for i, n := range names {
+		if n != "" && strings.EqualFold(s, n) {
+			return T(i), nil
+		}
+	}
+	return 0, fmt.Errorf("parse %s %q: want one of %s", what, s, strings.Join(names[1:], ", "))
+}
 
 // Source names a kind of event source. It is one bit, so that a flow can say
 // which sources it was seen by.

@@ -3,7 +3,6 @@ package kube
 import (
 	"encoding/binary"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"github.com/flowaudit/flowaudit/flow"
@@ -125,11 +124,15 @@ func (s *shard) grow() {
 	}
 }
 
-func (e *entry) hash() uint64 {
+func (e *entry) addr() netip.Addr {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], e.hi)
 	binary.BigEndian.PutUint64(b[8:], e.lo)
-	_, _, hash := split(netip.AddrFrom16(b))
+	return netip.AddrFrom16(b).Unmap()
+}
+
+func (e *entry) hash() uint64 {
+	_, _, hash := split(e.addr())
 	return hash
 }
 
@@ -149,72 +152,6 @@ func (s *shard) remove(i int) {
 		}
 	}
 	s.entries[i], s.claims[i] = entry{}, nil
-}
-
-// networks knows which addresses are of the cluster's pods and Services though
-// nobody is known to hold them: those of a node's podCIDRs, and the neighbours
-// of known ones, since many network plugins take no notice of podCIDRs.
-type networks struct {
-	mu         sync.RWMutex
-	cidrs      map[netip.Prefix]int
-	lengths    []int // of cidrs, each once
-	neighbours map[netip.Prefix]int
-}
-
-func newNetworks() *networks {
-	return &networks{cidrs: make(map[netip.Prefix]int), neighbours: make(map[netip.Prefix]int)}
-}
-
-// Addresses of one /24 or /112 are neighbours.
-func neighbourhood(a netip.Addr) netip.Prefix {
-	bits := 112
-	if a.Is4() {
-		bits = 24
-	}
-	p, _ := a.WithZone("").Prefix(bits) // bits fit both families
-	return p
-}
-
-func (n *networks) addNeighbour(a netip.Addr, d int) { n.add(n.neighbours, neighbourhood(a), d) }
-
-func (n *networks) addCIDR(p netip.Prefix, d int) {
-	n.add(n.cidrs, p.Masked(), d)
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if !slices.Contains(n.lengths, p.Bits()) {
-		n.lengths = append(n.lengths, p.Bits()) // one that falls out of use costs a look and no more
-	}
-}
-
-func (n *networks) add(m map[netip.Prefix]int, p netip.Prefix, d int) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if m[p] += d; m[p] <= 0 {
-		delete(m, p)
-	}
-}
-
-func (n *networks) contain(a netip.Addr) bool {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	if n.neighbours[neighbourhood(a)] > 0 {
-		return true
-	}
-	for _, bits := range n.lengths {
-		if p, err := a.WithZone("").Prefix(bits); err == nil && n.cidrs[p] > 0 {
-			return true
-		}
-	}
-	return false
-}
-
-// mayContain reports whether an address could be of the cluster's pods: where
-// no podCIDR is known, the first pod of a network may be at any private one.
-func (n *networks) mayContain(a netip.Addr) bool {
-	n.mu.RLock()
-	known := len(n.lengths) > 0
-	n.mu.RUnlock()
-	return n.contain(a) || !known && a.IsPrivate()
 }
 
 // special reports addresses of which one cannot say that they are outside.

@@ -30,7 +30,9 @@ func (w *Watch) mind(ctx context.Context) error {
 		select {
 		case now := <-tick.C:
 			w.look(now)
-			if _, skew := w.contact.state(); w.Node != "" {
+			_, skew := w.contact.state()
+			w.Index.SetSkew(skew)
+			if w.Node != "" {
 				w.Index.SetSlack(skew.Abs())
 			}
 		case <-ctx.Done():

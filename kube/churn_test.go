@@ -3,6 +3,7 @@ package kube
 import (
 	"container/heap"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -43,8 +44,9 @@ type turmoil struct {
 	*stage
 	random *rand.Rand
 	plan   steps
-	heard  float64 // when the last change reaches the index
-	pods   int     // so far
+	heard  float64                  // when the last change reaches the index
+	slow   func(at float64) float64 // how late changes reach it, beside
+	pods   int                      // so far
 	counts map[string]int
 	wrong  []string
 }
@@ -54,7 +56,7 @@ func (c *turmoil) between(a, b float64) float64 { return a + c.random.Float64()*
 // tell makes a change reach the index some time after it happened.
 func (c *turmoil) tell(at float64, do func(at float64)) {
 	heap.Push(&c.plan, step{at, func(at float64) {
-		c.heard = max(c.heard, at+c.between(0.001, 0.15))
+		c.heard = max(c.heard+1e-6, at+c.slow(at)+c.between(0.001, 0.15)) // in their order
 		heap.Push(&c.plan, step{c.heard, do})
 	}})
 }
@@ -123,7 +125,37 @@ func (c *turmoil) count(addr netip.Addr, e *flow.Endpoint, at, now float64, want
 }
 
 func TestChurnNamesNobodyWrongly(t *testing.T) {
-	c := &turmoil{stage: newStage(t), random: rand.New(rand.NewPCG(7, 11)), counts: make(map[string]int)}
+	c := &turmoil{stage: newStage(t), random: rand.New(rand.NewPCG(7, 11)), counts: make(map[string]int), slow: func(float64) float64 { return 0 }}
+	c.run(t)
+	if total := c.total(); c.counts["named"]*2 < total {
+		t.Errorf("of %d flows only %d are named", total, c.counts["named"])
+	}
+}
+
+// An API server that is overloaded tells changes ever later, and for a while
+// none at all.
+func TestChurnThatIsToldLate(t *testing.T) {
+	c := &turmoil{stage: newStage(t), random: rand.New(rand.NewPCG(7, 13)), counts: make(map[string]int)}
+	c.slow = func(at float64) float64 {
+		switch at = math.Mod(at, 100); {
+		case at < 20:
+			return 0
+		case at < 25:
+			return 25 - at // nothing comes for five seconds, and then all
+		case at < 40:
+			return 0
+		case at < 60:
+			return (at - 40) * 1.5
+		case at < 80:
+			return 30 - (at-60)*0.9
+		}
+		return 0
+	}
+	c.run(t)
+}
+
+func (c *turmoil) run(t *testing.T) {
+	t.Helper()
 	for i := range churnAddrs {
 		addr := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
 		heap.Push(&c.plan, step{c.between(0, churnLife), func(at float64) { c.pod(addr, at) }})
@@ -131,17 +163,19 @@ func TestChurnNamesNobodyWrongly(t *testing.T) {
 	began := time.Now()
 	for len(c.plan) > 0 {
 		s := heap.Pop(&c.plan).(step)
+		c.clock = func() time.Time { return sec(s.at) }
 		s.do(s.at)
 	}
 	t.Logf("%v wrong %d, in %s", c.counts, len(c.wrong), time.Since(began).Round(time.Millisecond))
 	if len(c.wrong) > 0 {
 		t.Errorf("%d named wrongly, such as %s", len(c.wrong), c.wrong[0])
 	}
-	total := c.counts["named"] + c.counts["ambiguous"] + c.counts["unknown"] + len(c.wrong)
+	total := c.total()
 	if total != churnFlows || (c.counts["named"]+c.counts["ambiguous"])*1000 < total*999 {
 		t.Errorf("of %d flows %v: want 99.9 %% named or ambiguous", total, c.counts)
 	}
-	if c.counts["named"]*2 < total {
-		t.Errorf("of %d flows only %d are named", total, c.counts["named"])
-	}
+}
+
+func (c *turmoil) total() int {
+	return c.counts["named"] + c.counts["ambiguous"] + c.counts["unknown"] + len(c.wrong)
 }

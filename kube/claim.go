@@ -58,7 +58,7 @@ type claim struct {
 	// only be told late. announced says that its end was told with its time.
 	rival     int64
 	announced bool
-	network   bool      // the address is of the network of pods or Services
+	network   bool      // the address is of the network of pods
 	versions  []version // oldest first, one at least
 }
 

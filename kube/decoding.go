@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -134,10 +135,24 @@ func (d *decoding) kind(raw []byte, at place, version, kind, who string) {
 	case "extensions/v1beta1 NetworkPolicy":
 		d.problem(place{source: at.source, path: at.path, field: "apiVersion"}, who, errors.New("is not served any more: write networking.k8s.io/v1"))
 	default:
-		if strings.HasSuffix(kind, "NetworkPolicy") || kind == "GlobalNetworkSet" {
-			d.found = append(d.found, func(s *Snapshot) { s.OtherPolicies = append(s.OtherPolicies, who) })
+		if strings.HasSuffix(kind, "NetworkPolicy") {
+			d.otherPolicy(raw, version, kind)
 		}
 	}
+}
+
+// otherPolicy keeps a policy that nothing here judges.
+func (d *decoding) otherPolicy(raw []byte, version, kind string) {
+	var o metav1.PartialObjectMetadata
+	if json.Unmarshal(raw, &o) != nil {
+		return // its name would say nothing
+	}
+	group, _, _ := strings.Cut(version, "/")
+	p := OtherPolicy{Group: group, Kind: kind, Namespace: o.Namespace, Name: o.Name, Object: raw}
+	if !slices.ContainsFunc(otherKinds(), func(k otherKind) bool { return k.kind == kind && k.group == group && k.wide }) {
+		p.Namespace = orDefault(p.Namespace)
+	}
+	d.found = append(d.found, func(s *Snapshot) { s.OtherPolicies = append(s.OtherPolicies, p) })
 }
 
 // read decodes an object as the API server does. Of one that is strict every

@@ -203,7 +203,7 @@ func (a *fakeAPI) list(w io.Writer, resource, apiVersion string) {
 	defer a.mu.Unlock()
 	kind := map[string]string{
 		"pods": "PodList", "nodes": "NodeList", "namespaces": "NamespaceList", "services": "ServiceList", "endpointslices": "EndpointSliceList",
-		"networkpolicies": "NetworkPolicyList", "replicasets": "PartialObjectMetadataList", "jobs": "PartialObjectMetadataList",
+		"networkpolicies": "NetworkPolicyList", "daemonsets": "DaemonSetList", "cronjobs": "CronJobList", "replicasets": "PartialObjectMetadataList", "jobs": "PartialObjectMetadataList",
 	}[resource]
 	if strings.HasPrefix(kind, "Partial") {
 		apiVersion = "meta.k8s.io/v1"
@@ -316,12 +316,21 @@ type watched struct {
 
 var quiet = slog.New(slog.DiscardHandler)
 
-func watching(t *testing.T, api *fakeAPI, node string, o Options) *watched {
+func watching(t *testing.T, api *fakeAPI, node string, o Options, more ...func(*WatchOptions)) *watched {
+	t.Helper()
+	o.Partial = node != ""
+	return watchingWith(t, api, node, New(o), more...)
+}
+
+func watchingWith(t *testing.T, api *fakeAPI, node string, x *Index, more ...func(*WatchOptions)) *watched {
 	t.Helper()
 	r := &watched{api: api}
 	var err error
-	o.Partial = node != ""
-	r.Watch, err = newWatch(WatchOptions{Node: node, Index: New(o), Lost: r.lost, Log: quiet}, api.config())
+	options := WatchOptions{Node: node, Index: x, Lost: r.lost, Log: quiet}
+	for _, set := range more {
+		set(&options)
+	}
+	r.Watch, err = newWatch(options, api.config())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unique"
@@ -158,6 +159,12 @@ func (d *identities) lose(p *Pod, at int64) {
 		c.Deleted = true
 		d.tell(c)
 	}
+}
+
+// has reports whether a pod has the identity that the timeline calls so.
+func (d *identities) has(name string) bool {
+	id, err := strconv.ParseUint(name, 16, 64)
+	return err == nil && d.pods[id] > 0
 }
 
 func identityChange(p *Pod, at int64) flow.Change {

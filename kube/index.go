@@ -37,7 +37,9 @@ type Index struct {
 	services  servicePorts
 	ambiguous ambiguousEnds
 	lateness  lateness
+	currency  currency
 	births    births
+	clock     func() time.Time
 	version   atomic.Uint64 // one more for each change of who holds an address
 	hosts     atomic.Int64  // pods and nodes that are known
 	exact     atomic.Bool   // told by manifests
@@ -57,6 +59,7 @@ type Index struct {
 	owners     owners
 	byName     map[podKey]*networkingv1.NetworkPolicy
 	identities identities
+	remembered remembered
 	problems   problems
 	ended      endedClaims
 }
@@ -77,13 +80,13 @@ func NewIndex() *Index { return New(Options{}) }
 // New returns an index that knows nothing.
 func New(o Options) *Index {
 	x := &Index{
-		options: o, addresses: newAddresses(), networks: newNetworks(),
+		options: o, clock: time.Now, addresses: newAddresses(), networks: newNetworks(),
 		labels: make(labelSets), namespaces: make(map[string]*namespace), pods: make(map[podKey]*podRecord),
 		nodes: make(map[string]*nodeRecord), svcs: make(map[podKey]*serviceRecord), slices: make(map[podKey]*sliceRecord),
 		apiServer: &holder{rank: rankAPIServer, kind: "API server"}, owners: newOwners(),
 		byName:     make(map[podKey]*networkingv1.NetworkPolicy),
-		identities: identities{pods: make(map[uint64]int), tell: o.Changed},
-		problems:   newProblems(), births: births{nodes: make(map[string]map[podKey]int64)},
+		identities: identities{pods: make(map[uint64]int), tell: o.Changed}, remembered: make(remembered),
+		problems: newProblems(), births: births{nodes: make(map[string]map[podKey]int64)},
 	}
 	x.services.init()
 	x.slack.Store(int64(o.Slack))
@@ -121,7 +124,16 @@ func (x *Index) Holder(addr netip.Addr, from, to time.Time) (e *flow.Endpoint, n
 	if e == nil || a < since {
 		e = x.judge(addr, a, max(a, b))
 	}
-	return e, x.pace(addr, e, b)
+	news = x.pace(addr, e, b)
+	if news == 0 {
+		return e, 0
+	}
+	now := x.clock().UnixNano()
+	if b <= x.currency.horizon(now) {
+		return e, news
+	}
+	// What may have happened meanwhile is waited for, but not for ever.
+	return x.doubted(e), max(news, min(time.Duration(now-b)+settling, maxSettling))
 }
 
 // pace is how long news about an answer may take.
@@ -200,9 +212,7 @@ func (x *Index) publish(addr netip.Addr, claims []claim) {
 
 // beginClaim publishes a claim that is new.
 func (x *Index) beginClaim(addr netip.Addr, c claim) {
-	if c.network {
-		x.networks.addNeighbour(addr, 1)
-	}
+	x.placed(addr, &c, 1)
 	claims := with(x.addresses.claims(addr), c)
 	for i := range claims {
 		if o := &claims[i]; o.by != c.by && o.by.rank == c.by.rank && o.to > c.from && (o.rival == 0 || c.from < o.rival) {
@@ -211,6 +221,16 @@ func (x *Index) beginClaim(addr netip.Addr, c claim) {
 	}
 	x.publish(addr, claims)
 	x.checkConflict(addr)
+}
+
+// placed tells the networks of an address that a host has, or is forgotten.
+func (x *Index) placed(addr netip.Addr, c *claim, d int) {
+	switch {
+	case c.network:
+		x.networks.addPod(addr, d)
+	case c.by.rank == rankHost:
+		x.networks.addNode(addr, d)
+	}
 }
 
 // endClaim publishes a claim that is over, and sees to it that it is forgotten
@@ -246,8 +266,8 @@ func (x *Index) drop(addr netip.Addr, to int64) {
 		switch {
 		case c.open() || c.to > to:
 			kept = append(kept, c)
-		case c.network:
-			x.networks.addNeighbour(addr, -1)
+		default:
+			x.placed(addr, &c, -1)
 		}
 	}
 	if len(kept) < len(claims) {

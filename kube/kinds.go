@@ -10,6 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/flowaudit/flowaudit/flow"
 )
 
 // kind is a kind of object that is watched, and what the index does with it.
@@ -23,6 +25,10 @@ type kind struct {
 	// last says that it is asked for after the others: what the others say is
 	// needed to understand it.
 	last bool
+
+	// told is what the timeline calls what these objects are, or what all of
+	// them together have.
+	told flow.ChangeKind
 
 	trim   func(any) any // makes of an object what set takes
 	set    func(*Index, any, moment)
@@ -57,7 +63,7 @@ func clusterKinds() []kind {
 
 func podKind() kind {
 	return kind{
-		resource: core("pods"), object: &corev1.Pod{}, last: true,
+		resource: core("pods"), object: &corev1.Pod{}, last: true, told: flow.ChangeIdentity,
 		trim:   func(o any) any { return factsOf(o.(*corev1.Pod)) },
 		set:    func(x *Index, o any, m moment) { x.setPod(o.(*podFacts), m) },
 		remove: (*Index).deletePod,
@@ -84,7 +90,7 @@ func nodeKind() kind {
 
 func namespaceKind() kind {
 	return kind{
-		resource: core("namespaces"), object: &corev1.Namespace{}, trim: same,
+		resource: core("namespaces"), object: &corev1.Namespace{}, told: flow.ChangeNamespace, trim: same,
 		set:    func(x *Index, o any, m moment) { x.setNamespace(o.(*corev1.Namespace), m) },
 		remove: func(x *Index, k podKey, m moment) { x.deleteNamespace(k.name, m) },
 		known:  (*Index).knownNamespaces,
@@ -124,7 +130,7 @@ func sliceKind() kind {
 
 func policyKind() kind {
 	return kind{
-		resource: group("networking.k8s.io", "networkpolicies"), object: &networkingv1.NetworkPolicy{}, trim: same,
+		resource: group("networking.k8s.io", "networkpolicies"), object: &networkingv1.NetworkPolicy{}, told: flow.ChangePolicy, trim: same,
 		set:    func(x *Index, o any, m moment) { x.setPolicy(o.(*networkingv1.NetworkPolicy), m) },
 		remove: (*Index).deletePolicy,
 		known:  func(x *Index) []podKey { return slices.Collect(maps.Keys(x.byName)) },

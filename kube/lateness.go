@@ -19,13 +19,13 @@ const (
 )
 
 // notice takes in that something happened at a time, at the latest, and became
-// known at another.
-func (l *lateness) notice(happened, known int64) {
+// known at another. More than a bound is told by clocks that differ.
+func (l *lateness) notice(happened, known, bound int64) {
 	if known-l.turned.Load() > int64(latenessPeriod) {
 		l.turned.Store(known)
 		l.before.Store(l.now.Swap(0))
 	}
-	l.now.Store(max(l.now.Load(), min(known-happened, int64(maxLateness))))
+	l.now.Store(max(l.now.Load(), min(known-happened, bound)))
 }
 
 func (l *lateness) get() time.Duration {

@@ -139,6 +139,34 @@ func TestAddressChangesHands(t *testing.T) {
 		s.want("10.0.0.2", map[float64]string{0.2: "unknown", 102: "web"})
 		s.want("10.0.0.1", map[float64]string{50: "web", 120: "other"})
 	})
+	t.Run("between two pods, since their node was started anew", func(t *testing.T) {
+		s := newStage(t)
+		a, b := runs("a", "10.0.0.1", 0), runs("b", "10.0.0.2", 0)
+		s.set(0.5, a)
+		s.set(0.6, b)
+		again := func(name, addr string) *corev1.Pod {
+			p := runs(name, addr, 0)
+			p.Status.ContainerStatuses[0].State.Running.StartedAt = *apiTime(100)
+			return p
+		}
+		s.set(100.2, again("a", "")) // its old network is gone
+		s.set(100.4, again("b", "10.0.0.1"))
+		s.set(100.8, again("a", "10.0.0.2"))
+		s.want("10.0.0.1", map[float64]string{50: "a", 90: "a", 91: "ambiguous a b", 100.3: "ambiguous a b", 100.5: "b", 110: "b", 140: "b"})
+		s.want("10.0.0.2", map[float64]string{50: "b", 99: "b", 100: "ambiguous b", 100.7: "ambiguous a b", 100.9: "a", 110: "a", 140: "a"})
+	})
+	t.Run("to one whom a list tells of, after another whom nobody told of", func(t *testing.T) {
+		s := newStage(t)
+		old := runs("old", "10.0.0.1", 0)
+		s.set(0.5, old)
+		s.gone(10.1, finished(old, 10))
+		m := live(sec(30))
+		m.asOf, m.listed = sec(12).UnixNano(), true
+		next := runs("next", "10.0.0.1", 20.9)
+		s.setPod(factsOf(next), m)
+		// In 20.0 to 20.9 s it may have been anybody's.
+		s.want("10.0.0.1", map[float64]string{5: "old", 15: "unknown", 20.5: "unknown", 21.5: "next"})
+	})
 	t.Run("of both families at once", func(t *testing.T) {
 		s := newStage(t)
 		p := runs("web", "10.0.0.1 fd00::1", 0)
@@ -315,6 +343,7 @@ func TestLifeOf(t *testing.T) {
 		{"one container of two has ended", terminating(both, 9), podLife{start: n(5), proof: n(6), asked: n(9)}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			c.want.created = nanos(&c.pod.CreationTimestamp)
 			if got := lifeOf(c.pod); got != c.want {
 				t.Errorf("%+v, want %+v", got, c.want)
 			}

@@ -65,6 +65,9 @@ func (x *Index) setPodCIDRs(n *nodeRecord, o *corev1.Node) {
 			now = append(now, p.Masked())
 		}
 	}
+	if slices.Equal(n.cidrs, now) {
+		return
+	}
 	for _, p := range n.cidrs {
 		x.networks.addCIDR(p, -1)
 	}

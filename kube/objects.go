@@ -49,6 +49,9 @@ func (x *Index) Replace(o *Objects, at time.Time) {
 	replace(o.EndpointSlices, slices.Collect(maps.Keys(x.slices)), keyOf, func(s *discoveryv1.EndpointSlice) { x.setSlice(s, m) }, func(k podKey) { x.deleteSlice(k, m) })
 	replace(o.Policies, slices.Collect(maps.Keys(x.byName)), keyOf, func(p *networkingv1.NetworkPolicy) { x.setPolicy(p, m) }, func(k podKey) { x.deletePolicy(k, m) })
 	replace(o.Pods, slices.Collect(maps.Keys(x.pods)), keyOf, func(p *corev1.Pod) { x.setPod(factsOf(p), m) }, func(k podKey) { x.deletePod(k, m) })
+	for _, kind := range []flow.ChangeKind{flow.ChangePolicy, flow.ChangeNamespace, flow.ChangeIdentity} {
+		x.compare(kind, m)
+	}
 	x.forget(m.now)
 }
 
@@ -88,6 +91,17 @@ func (x *Index) knownNodes() []podKey {
 		if n.known {
 			out = append(out, podKey{name: name})
 		}
+	}
+	return out
+}
+
+// NodeNames lists the nodes that the API, or a manifest, tells of.
+func (x *Index) NodeNames() []string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var out []string
+	for _, k := range x.knownNodes() {
+		out = append(out, k.name)
 	}
 	return out
 }

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
-
-	"github.com/flowaudit/flowaudit/flow"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Snapshot is a cluster as files describe it, whole objects, each with its place.
@@ -26,8 +26,10 @@ type Snapshot struct {
 	// Problems are documents and objects that could not be used.
 	Problems []Problem
 	// OtherPolicies are policies of other kinds than the NetworkPolicy of
-	// Kubernetes, as "kind namespace/name": nothing here judges them.
-	OtherPolicies []string
+	// Kubernetes: nothing here judges them.
+	OtherPolicies []OtherPolicy
+	// Limits say what could not be had, and what follows, in plain words.
+	Limits []string
 
 	// Assumed names the namespaces that no object describes: their labels are
 	// not known, but for the name.
@@ -35,7 +37,7 @@ type Snapshot struct {
 
 	places    map[string]place // by kind namespace/name
 	templates []template
-	behind    map[string]flow.Workload // what owns an owner, by kind namespace/name
+	owners    *owners // what stands behind ReplicaSets and Jobs; made when it is asked for
 }
 
 // Problem is something in a file that cannot be used.
@@ -66,6 +68,9 @@ type LoadOptions struct {
 	// Progress, if not nil, is called with the count of bytes read, of all
 	// whose size is known, after each file.
 	Progress func(done, all int64)
+	// Under, if not nil, is a cluster that the files are applied to: they add
+	// objects, and replace those of the same kind and name.
+	Under *Snapshot
 }
 
 // Load reads manifests once: files, directories with all that is below them,
@@ -79,7 +84,7 @@ func Load(paths []string, o LoadOptions) (*Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read manifests: %w", err)
 	}
-	s := &Snapshot{Objects: &Objects{}, places: make(map[string]place)}
+	s := newSnapshot()
 	var done, all int64
 	for _, f := range files {
 		all += f.size
@@ -96,9 +101,75 @@ func Load(paths []string, o LoadOptions) (*Snapshot, error) {
 			o.Progress(done, all)
 		}
 	}
+	if o.Under != nil {
+		s.lay(o.Under)
+	}
 	s.addTemplatePods()
 	s.completeNamespaces()
 	return s, nil
+}
+
+func newSnapshot() *Snapshot { return &Snapshot{Objects: &Objects{}, places: make(map[string]place)} }
+
+// Decode reads objects as JSON, as a collector gives them. They have no places.
+func Decode(objects [][]byte) *Snapshot {
+	s := newSnapshot()
+	for _, raw := range objects {
+		d := &decoding{source: &source{file: "the collector"}}
+		d.object(raw, "", metav1.TypeMeta{})
+		for _, p := range d.problems {
+			p.Line = 0
+			s.Problems = append(s.Problems, p)
+		}
+		for _, add := range d.found {
+			add(s)
+		}
+	}
+	clear(s.places)
+	s.addTemplatePods()
+	s.completeNamespaces()
+	return s
+}
+
+// lay adds the objects of a cluster that the snapshot does not have itself.
+func (s *Snapshot) lay(under *Snapshot) {
+	s.Namespaces = missing(s, "Namespace", s.Namespaces, under.known())
+	s.Nodes = missing(s, "Node", s.Nodes, under.Nodes)
+	s.Pods = missing(s, "Pod", s.Pods, under.Pods)
+	s.Services = missing(s, "Service", s.Services, under.Services)
+	s.Policies = missing(s, "NetworkPolicy", s.Policies, under.Policies)
+	s.ReplicaSets = missing(s, "ReplicaSet", s.ReplicaSets, under.ReplicaSets)
+	s.Jobs = missing(s, "Job", s.Jobs, under.Jobs)
+	s.DaemonSets = missing(s, "DaemonSet", s.DaemonSets, under.DaemonSets)
+	s.OtherPolicies = append(s.OtherPolicies, under.OtherPolicies...)
+	s.Limits = append(s.Limits, under.Limits...)
+	s.Problems = append(s.Problems, under.Problems...)
+}
+
+// WithoutPolicies is the same cluster with no NetworkPolicy in it.
+func (s *Snapshot) WithoutPolicies() *Snapshot {
+	out, objects := *s, *s.Objects
+	out.Objects, objects.Policies = &objects, nil
+	return &out
+}
+
+// known are the namespaces that some object describes.
+func (s *Snapshot) known() (out []*corev1.Namespace) {
+	for _, n := range s.Namespaces {
+		if !slices.Contains(s.Assumed, n.Name) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+func missing[T named](s *Snapshot, kind string, have, under []T) []T {
+	for _, o := range under {
+		if _, given := s.places[objectKey(kind, o.GetNamespace(), o.GetName())]; !given {
+			have = append(have, o)
+		}
+	}
+	return have
 }
 
 type manifestFile struct {

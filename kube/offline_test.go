@@ -185,7 +185,7 @@ func TestWhatManifestsLeaveOut(t *testing.T) {
 	if labels["shop"] != "map[kubernetes.io/metadata.name:shop]" || labels["ops"] != "map[kubernetes.io/metadata.name:ops team:ops]" {
 		t.Errorf("namespaces %v", labels)
 	}
-	if fmt.Sprint(s.Assumed, s.OtherPolicies) != "[shop] [CiliumNetworkPolicy shop/l7]" {
+	if fmt.Sprint(s.Assumed) != "[shop]" || len(s.OtherPolicies) != 1 || s.OtherPolicies[0].String() != "CiliumNetworkPolicy shop/l7" || s.OtherPolicies[0].Group != "cilium.io" {
 		t.Errorf("assumed %v, other policies %v", s.Assumed, s.OtherPolicies)
 	}
 	if file, line := s.Position("Pod", "shop", "web", "spec"); file != "-" || line != 1 {

@@ -27,27 +27,56 @@ func (r *podRecord) ownerKey() ownerKey {
 	return ownerKey{r.controller.Kind, r.key.namespace, r.controller.Name}
 }
 
-// workload names the controller that a person would name.
-func (o *owners) workload(r *podRecord) flow.Workload {
-	c := r.controller
-	if c == (flow.Workload{}) { // a bare pod, or a static one
-		return flow.Workload{Kind: "Pod", Name: r.key.name}
+// controllerOf is what owns a pod directly; the zero value for a bare pod and a
+// static one.
+func controllerOf(p metav1.Object) flow.Workload {
+	c := metav1.GetControllerOfNoCopy(p)
+	if c == nil || c.Kind == "Node" {
+		return flow.Workload{}
 	}
-	if w, ok := o.behind[r.ownerKey()]; ok {
+	return flow.Workload{Kind: intern(c.Kind), Name: intern(c.Name)}
+}
+
+// workload names the controller that a person would name. A pod whose
+// ReplicaSet or Job is not known is named again when it is.
+func (o *owners) workload(r *podRecord) flow.Workload {
+	k := r.ownerKey()
+	_, known := o.behind[k]
+	if !known && (k.kind == "ReplicaSet" || k.kind == "Job") && !slices.Contains(o.waiting[k], r) {
+		o.waiting[k] = append(o.waiting[k], r)
+	}
+	return o.name(k, r.key.name, r.labels.all)
+}
+
+// name names the workload of a pod that k owns directly.
+func (o *owners) name(k ownerKey, pod string, labels map[string]string) flow.Workload {
+	if k.kind == "" {
+		return flow.Workload{Kind: "Pod", Name: pod}
+	}
+	if w, ok := o.behind[k]; ok {
 		return w
 	}
-	if c.Kind == "ReplicaSet" || c.Kind == "Job" {
-		if k := r.ownerKey(); !slices.Contains(o.waiting[k], r) {
-			o.waiting[k] = append(o.waiting[k], r)
-		}
-	}
 	// Without the ReplicaSet its name still tells: a Deployment appends the hash.
-	if hash := r.labels.all["pod-template-hash"]; c.Kind == "ReplicaSet" && hash != "" {
-		if name, ok := strings.CutSuffix(c.Name, "-"+hash); ok {
+	if hash := labels["pod-template-hash"]; k.kind == "ReplicaSet" && hash != "" {
+		if name, ok := strings.CutSuffix(k.name, "-"+hash); ok {
 			return flow.Workload{Kind: "Deployment", Name: intern(name)}
 		}
 	}
-	return flow.Workload{Kind: intern(c.Kind), Name: intern(c.Name)}
+	return flow.Workload{Kind: k.kind, Name: k.name}
+}
+
+// set takes in what stands behind a controller, and reports whether that is new.
+func (o *owners) set(kind string, m metav1.Object) (k ownerKey, changed bool) {
+	k = ownerKey{kind, intern(orDefault(m.GetNamespace())), intern(m.GetName())}
+	w := flow.Workload{Kind: kind, Name: k.name}
+	if c := metav1.GetControllerOfNoCopy(m); c != nil {
+		w = flow.Workload{Kind: intern(c.Kind), Name: intern(c.Name)}
+	}
+	if o.behind[k] == w {
+		return k, false
+	}
+	o.behind[k] = w
+	return k, true
 }
 
 func (o *owners) forget(r *podRecord) {
@@ -61,15 +90,10 @@ func (o *owners) forget(r *podRecord) {
 
 // setOwner takes in what stands behind a controller.
 func (x *Index) setOwner(kind string, m metav1.Object, at moment) {
-	k := ownerKey{kind, intern(orDefault(m.GetNamespace())), intern(m.GetName())}
-	w := flow.Workload{Kind: kind, Name: k.name}
-	if c := metav1.GetControllerOfNoCopy(m); c != nil {
-		w = flow.Workload{Kind: intern(c.Kind), Name: intern(c.Name)}
-	}
-	if x.owners.behind[k] == w {
+	k, changed := x.owners.set(kind, m)
+	if !changed {
 		return
 	}
-	x.owners.behind[k] = w
 	for _, r := range x.owners.waiting[k] {
 		p := *r.pod
 		x.describe(r, &p, at)

@@ -39,6 +39,7 @@ func (k podKey) String() string { return k.namespace + "/" + k.name }
 // nanoseconds; 0 is unknown. API times are cut to whole seconds, so that an
 // event lies up to a second after its time.
 type podLife struct {
+	created int64 // as an object
 	start   int64 // not before this
 	proof   int64 // by then its network was there
 	asked   int64 // somebody asked to delete it
@@ -54,11 +55,8 @@ func factsOf(p *corev1.Pod) *podFacts {
 	f := &podFacts{
 		Object: &metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, ResourceVersion: p.ResourceVersion},
 		key:    podKey{orDefault(p.Namespace), p.Name}, uid: hashUID(string(p.UID)), node: p.Spec.NodeName,
-		labels: p.Labels, hostNetwork: p.Spec.HostNetwork, life: lifeOf(p),
+		controller: controllerOf(p), labels: p.Labels, hostNetwork: p.Spec.HostNetwork, life: lifeOf(p),
 		running: p.Status.Phase == corev1.PodRunning || p.Status.Phase == "",
-	}
-	if c := metav1.GetControllerOfNoCopy(p); c != nil && c.Kind != "Node" {
-		f.controller = flow.Workload{Kind: intern(c.Kind), Name: intern(c.Name)}
 	}
 	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
 		for i := range list {
@@ -118,7 +116,8 @@ func hashUID(uid string) uint64 {
 
 // lifeOf reads when a pod had its network.
 func lifeOf(p *corev1.Pod) podLife {
-	l := podLife{start: nanos(&p.CreationTimestamp)}
+	created := nanos(&p.CreationTimestamp)
+	l := podLife{created: created, start: created}
 	if s := nanos(p.Status.StartTime); s != 0 {
 		l.start = s
 	}
@@ -187,8 +186,14 @@ type moment struct {
 	// exact says that what is told is so from now on: manifests have no
 	// other time. first is set for what is told at the very beginning.
 	exact, first bool
-	slack        int64 // how far clocks may differ
+	late         bool // asOf is an estimate, since news comes late
+	// listed is set for what a list tells: who came and went since asOf is not in it.
+	listed bool
+	slack  int64 // how far clocks may differ
 }
+
+// ofPast reports whether what is told says nothing about how late news is.
+func (m moment) ofPast() bool { return m.exact || m.first || m.asOf != m.now && !m.late }
 
 // begin is the claim of a pod that is seen with an address for the first time.
 // moved says that the pod had another address before, so that its start says
@@ -200,7 +205,7 @@ func (m moment) begin(by *holder, l *podLife, moved bool, seen int64) claim {
 		c.from, c.sure = always, always
 	case m.exact:
 	case moved:
-		c.from = min(seen, m.now) - m.slack
+		c.from = min(max(seen, m.asOf-int64(maxSettling)), m.now) - m.slack
 	default:
 		if l.proof != 0 {
 			c.sure = min(c.sure, l.proof+m.slack)
@@ -208,9 +213,9 @@ func (m moment) begin(by *holder, l *podLife, moved bool, seen int64) claim {
 		if l.start != 0 {
 			c.from = min(l.start-m.slack, c.sure)
 		}
-		if m.first {
-			c.from = c.sure // who had it before is not known
-		}
+	}
+	if !m.exact && (m.first || m.listed) {
+		c.from = c.sure // who had it before is not known
 	}
 	return m.fade(c, l)
 }
@@ -229,7 +234,7 @@ func (m moment) fade(c claim, l *podLife) claim {
 		case l.stopped != 0:
 			c.doubt, c.announced = min(l.stopped-m.slack, m.now), true
 		case l.asked == 0:
-			c.doubt = m.now - m.slack - int64(lag)
+			c.doubt = m.asOf - m.slack - int64(lag)
 		}
 		c.to, c.gone = m.now+m.slack+int64(lag), m.now+m.slack
 	}

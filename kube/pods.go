@@ -20,12 +20,15 @@ type podRecord struct {
 	node       *nodeRecord  // that it shares addresses with; nil if it has its own
 	seen       int64        // when it was last heard of
 	moved      bool         // it had another address before
+	asked      bool         // to be deleted
 	ended      bool         // nothing of it runs
 }
 
 // setPod takes in what a pod is now.
 func (x *Index) setPod(f *podFacts, m moment) {
 	r := x.pods[f.key]
+	x.noticeChange(r, &f.life, m)
+	m = x.upTo(m)
 	if r != nil && r.uid != f.uid {
 		// A StatefulSet's pod has the name of the one before it.
 		x.removePod(r, m)
@@ -39,6 +42,7 @@ func (x *Index) setPod(f *podFacts, m moment) {
 	x.problems.set(r.String(), x.podProblems(f))
 	x.rename(r, f, m)
 	x.readdress(r, f, m)
+	r.asked = f.life.asked != 0
 	awaited := !m.exact && f.node != "" && !f.hostNetwork && len(f.addrs) == 0 && !f.life.ended && f.life.asked == 0
 	x.births.set(r.pod.Node, r.key, awaited, m.now)
 	r.seen = m.now
@@ -54,7 +58,7 @@ func (x *Index) podProblems(f *podFacts) []string {
 // deletePod takes in that the API has no such pod any more.
 func (x *Index) deletePod(k podKey, m moment) {
 	if r := x.pods[k]; r != nil {
-		x.removePod(r, m)
+		x.removePod(r, x.upTo(m))
 	}
 }
 
@@ -195,14 +199,14 @@ func (x *Index) readdress(r *podRecord, f *podFacts, m moment) {
 
 // noticeLateness learns from a pod's first address and its end how late news is.
 func (x *Index) noticeLateness(r *podRecord, f *podFacts, m moment) {
-	if m.exact || m.first || m.asOf != m.now {
-		return // it tells of the past
+	if m.ofPast() {
+		return
 	}
 	switch l := &f.life; {
 	case len(r.addrs) == 0 && len(f.addrs) > 0 && l.proof != 0 && !r.moved:
-		x.lateness.notice(l.proof, m.now)
+		x.lateness.notice(l.proof, m.now, int64(maxLateness))
 	case l.ended && !r.ended && l.stopped != 0:
-		x.lateness.notice(l.stopped+second, m.now)
+		x.lateness.notice(l.stopped+second, m.now, int64(maxLateness))
 	}
 }
 

@@ -165,8 +165,15 @@ func (f *follower) now() following {
 	return f.state
 }
 
-// catchUp is how long a watch that goes on may tell what happened in the break.
+// catchUp is how long a watch that goes on may tell what happened in the
+// break, at most: after a short one, such as that between a list and the watch
+// from there on, it is over soon.
 const catchUp = 5 * time.Second
+
+// catchesUp reports whether what is told may be from the last break.
+func (s *following) catchesUp(now time.Time) bool {
+	return !s.current || now.Sub(s.resumed) < min(catchUp, s.resumed.Sub(s.fresh)+lag)
+}
 
 // moment is now, as a reflector tells something.
 func (f *follower) moment() moment {
@@ -174,8 +181,8 @@ func (f *follower) moment() moment {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m := moment{now: now.UnixNano(), asOf: now.UnixNano(), slack: f.index.slack.Load()}
-	if fresh := f.state.fresh; !fresh.IsZero() && (!f.state.current || now.Sub(f.state.resumed) < catchUp) {
-		m.asOf = fresh.UnixNano()
+	if s := &f.state; !s.fresh.IsZero() && s.catchesUp(now) {
+		m.asOf = s.fresh.UnixNano()
 	}
 	return m
 }
@@ -236,7 +243,7 @@ const chunk = 256
 // time that nobody told.
 func (f *follower) Replace(list []any, _ string) error {
 	m := f.moment()
-	m.first = !f.now().synced
+	m.first, m.listed = !f.now().synced, true
 	listed := make(map[podKey]struct{}, len(list))
 	for i, o := range list {
 		list[i] = f.trimmed(o)
@@ -258,6 +265,7 @@ func (f *follower) Replace(list []any, _ string) error {
 		f.set(f.index, o, m)
 		list[i] = nil
 	}
+	f.index.compare(f.told, m)
 	f.index.mu.Unlock()
 	f.mu.Lock()
 	f.state.synced, f.state.current, f.state.err = true, true, nil

@@ -164,7 +164,7 @@ func (x *Index) setService(o *corev1.Service, m moment) {
 func (x *Index) learnServiceNetwork(o *corev1.Service) {
 	for _, text := range o.Spec.ClusterIPs {
 		if a, err := netip.ParseAddr(text); err == nil && !x.networks.contain(a) {
-			x.networks.addNeighbour(a, 1)
+			x.networks.addService(a, 1)
 		}
 	}
 }

@@ -1,8 +1,6 @@
 package kube
 
 import (
-	"strings"
-
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -91,32 +89,16 @@ func (s *Snapshot) completeNamespaces() {
 // Workload names the controller of a pod that a person would name: the
 // Deployment and not its ReplicaSet.
 func (s *Snapshot) Workload(p *corev1.Pod) flow.Workload {
-	c := metav1.GetControllerOfNoCopy(p)
-	if c == nil || c.Kind == "Node" { // a bare pod, or a static one
-		return flow.Workload{Kind: "Pod", Name: p.Name}
-	}
-	if s.behind == nil {
-		s.behind = make(map[string]flow.Workload)
-		own := func(kind string, m metav1.Object) {
-			if c := metav1.GetControllerOfNoCopy(m); c != nil {
-				s.behind[objectKey(kind, m.GetNamespace(), m.GetName())] = flow.Workload{Kind: c.Kind, Name: c.Name}
-			}
-		}
+	if s.owners == nil {
+		o := newOwners()
 		for _, r := range s.ReplicaSets {
-			own("ReplicaSet", r)
+			o.set("ReplicaSet", r)
 		}
 		for _, j := range s.Jobs {
-			own("Job", j)
+			o.set("Job", j)
 		}
+		s.owners = &o
 	}
-	if w, ok := s.behind[objectKey(c.Kind, p.Namespace, c.Name)]; ok {
-		return w
-	}
-	// Without the ReplicaSet its name still tells: a Deployment appends the hash.
-	if hash := p.Labels["pod-template-hash"]; c.Kind == "ReplicaSet" && hash != "" {
-		if name, ok := strings.CutSuffix(c.Name, "-"+hash); ok {
-			return flow.Workload{Kind: "Deployment", Name: name}
-		}
-	}
-	return flow.Workload{Kind: c.Kind, Name: c.Name}
+	c := controllerOf(p)
+	return s.owners.name(ownerKey{c.Kind, orDefault(p.Namespace), c.Name}, p.Name, p.Labels)
 }

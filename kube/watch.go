@@ -5,23 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
-	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 
@@ -38,18 +28,21 @@ type WatchOptions struct {
 	Index     *Index
 	// Lost is told the times in which the API server could not be reached.
 	Lost func(flow.Gap)
-	Log  *slog.Logger
+	// Others, if set, is told the policies of other kinds than NetworkPolicy,
+	// whenever they were looked for. They must not be changed.
+	Others func([]OtherPolicy)
+	Log    *slog.Logger
 }
 
 // Watch keeps an index up to date with an API server.
 type Watch struct {
 	WatchOptions
-	config    *rest.Config
-	client    *http.Client
+	*server
 	contact   *contact
 	followers []*follower
 	synced    chan struct{}
-	other     atomic.Pointer[[]string] // kinds of policy beside NetworkPolicy
+	kinds     atomic.Pointer[[]string] // of policies beside NetworkPolicy
+	looked    chan struct{}            // closed when these were looked for once
 
 	mu   sync.Mutex
 	away away
@@ -58,7 +51,7 @@ type Watch struct {
 // OpenWatch prepares a watch. It fails where the access cannot be read; an API
 // server that cannot be reached is waited for by Run.
 func OpenWatch(o WatchOptions) (*Watch, error) {
-	config, err := o.Access.config(o.UserAgent)
+	config, err := o.Access.Config(o.UserAgent)
 	if err != nil {
 		return nil, err
 	}
@@ -66,10 +59,10 @@ func OpenWatch(o WatchOptions) (*Watch, error) {
 }
 
 func newWatch(o WatchOptions, config *rest.Config) (w *Watch, err error) {
-	w = &Watch{WatchOptions: o, config: config, contact: &contact{}, synced: make(chan struct{})}
+	w = &Watch{WatchOptions: o, contact: &contact{}, synced: make(chan struct{}), looked: make(chan struct{})}
 	config.Wrap(w.contact.wrap)
-	if w.client, err = rest.HTTPClientFor(config); err != nil {
-		return nil, fmt.Errorf("make a client of the API server: %w", err)
+	if w.server, err = newServer(config); err != nil {
+		return nil, err
 	}
 	kinds := clusterKinds()
 	if o.Node != "" {
@@ -83,58 +76,6 @@ func newWatch(o WatchOptions, config *rest.Config) (w *Watch, err error) {
 		w.followers = append(w.followers, newFollower(k, o.Index, s))
 	}
 	return w, nil
-}
-
-// source makes the client of a kind.
-func (w *Watch) source(k kind) (listWatch, error) {
-	if k.metadata {
-		client, err := metadata.NewForConfigAndClient(w.config, w.client)
-		if err != nil {
-			return nil, err
-		}
-		return metadataSource{client.Resource(k.resource)}, nil
-	}
-	client, err := w.restClient(k.resource.GroupVersion())
-	if err != nil {
-		return nil, err
-	}
-	return restSource{client, k.resource.Resource}, nil
-}
-
-func (w *Watch) restClient(v schema.GroupVersion) (*rest.RESTClient, error) {
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			return nil, err
-		}
-	}
-	c := rest.CopyConfig(w.config)
-	c.GroupVersion, c.APIPath = &v, "/apis"
-	if v.Group == "" {
-		c.APIPath = "/api"
-	}
-	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	return rest.RESTClientForConfigAndClient(c, w.client)
-}
-
-type restSource struct {
-	client   *rest.RESTClient
-	resource string
-}
-
-func (s restSource) List(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-	return s.client.Get().Resource(s.resource).VersionedParams(&o, metav1.ParameterCodec).Do(ctx).Get()
-}
-
-func (s restSource) Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	o.Watch = true
-	return s.client.Get().Resource(s.resource).VersionedParams(&o, metav1.ParameterCodec).Watch(ctx)
-}
-
-type metadataSource struct{ metadata.Getter }
-
-func (s metadataSource) List(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-	return s.Getter.List(ctx, o)
 }
 
 // Run watches until ctx ends.
@@ -159,6 +100,8 @@ func (w *Watch) Run(ctx context.Context) error {
 	group.Go(func() error { return w.mind(ctx) })
 	if w.Node == "" {
 		group.Go(func() error { return w.discover(ctx) })
+	} else {
+		close(w.looked)
 	}
 	return group.Wait()
 }
@@ -192,6 +135,11 @@ func (w *Watch) tellSynced(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+	}
+	select {
+	case <-w.looked:
+	case <-ctx.Done():
+		return nil
 	}
 	close(w.synced)
 	return nil

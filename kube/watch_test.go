@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -298,13 +299,33 @@ func TestOtherKindsOfPolicy(t *testing.T) {
 		api := newFakeAPI(t)
 		api.groups = []string{"apps", "cilium.io", "projectcalico.org"}
 		api.forbidden["globalnetworkpolicies"] = true
-		api.put("ciliumnetworkpolicies", newNamespace("one", nil))
-		r := watching(t, api, "", Options{})
+		api.put("ciliumnetworkpolicies", newPod("shop", "l7"))
+		api.put("networkpolicies", &networkingv1.NetworkPolicy{ // what Calico's server makes of one
+			TypeMeta:   metav1.TypeMeta{Kind: "NetworkPolicy", APIVersion: "networking.k8s.io/v1"},
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: calicoCopy + "db"},
+		})
+		var found []string
+		r := watching(t, api, "", Options{}, func(o *WatchOptions) {
+			o.Others = func(policies []OtherPolicy) {
+				found = nil
+				for _, p := range policies {
+					found = append(found, fmt.Sprintf("%s, %s, readable %t", p.Group, &p, p.Object != nil))
+				}
+			}
+		})
 		<-r.Synced()
 		synctest.Wait()
 		want := []string{"ciliumnetworkpolicies.cilium.io", "globalnetworkpolicies.projectcalico.org"}
-		if got := r.OtherPolicies(); !slices.Equal(got, want) {
+		if got := r.OtherKinds(); !slices.Equal(got, want) {
 			t.Errorf("%q, want the one that exists and the one that cannot be asked for: %q", got, want)
+		}
+		if want := []string{"projectcalico.org, GlobalNetworkPolicy, readable false", "cilium.io, CiliumNetworkPolicy shop/l7, readable true"}; !slices.Equal(found, want) {
+			t.Errorf("found %q, want %q", found, want)
+		}
+		api.remove("ciliumnetworkpolicies", newPod("shop", "l7"))
+		time.Sleep(2 * discoverEvery)
+		if synctest.Wait(); len(found) != 1 {
+			t.Errorf("one has gone, and there are %q", found)
 		}
 	})
 }
@@ -365,4 +386,94 @@ func TestChangesAreTold(t *testing.T) {
 			t.Errorf("the past has another identity: %+v", then)
 		}
 	})
+}
+
+// What an earlier run told of, and what is gone now, went in between.
+func TestWhatWentWhileNobodyWatched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := newFakeAPI(t)
+		policy := func(name string) *networkingv1.NetworkPolicy {
+			return &networkingv1.NetworkPolicy{
+				TypeMeta:   metav1.TypeMeta{Kind: "NetworkPolicy", APIVersion: "networking.k8s.io/v1"},
+				ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name},
+			}
+		}
+		goes, stays := newNamespace("bank", nil), newNamespace("shop", map[string]string{"team": "a"})
+		for _, n := range []*corev1.Namespace{goes, stays} {
+			api.put("namespaces", n)
+		}
+		api.put("networkpolicies", policy("stays"))
+		api.put("networkpolicies", policy("goes"))
+		api.put("pods", ready(newPod("shop", "web"), "10.0.0.1", time.Now()))
+		api.put("pods", ready(newPod("bank", "api"), "10.0.0.2", time.Now()))
+		var mu sync.Mutex
+		var told []flow.Change
+		run := func(before []flow.Change) (deleted []string) {
+			told = nil
+			x := New(Options{Changed: func(c flow.Change) {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, c)
+			}})
+			x.Remember(before)
+			r := watchingWith(t, api, "", x)
+			<-r.Synced()
+			r.stop()
+			for _, c := range told {
+				if c.Deleted {
+					deleted = append(deleted, strings.Trim(fmt.Sprintf("%s %s/%s", c.Kind, c.Namespace, c.Name), "/"))
+				}
+			}
+			slices.Sort(deleted)
+			return deleted
+		}
+		if d := run(nil); len(d) != 0 {
+			t.Errorf("deleted is %q, and nothing was known", d)
+		}
+		first := told
+		if d := run(first); len(d) != 0 {
+			t.Errorf("deleted is %q, and nothing went", d)
+		}
+		api.remove("networkpolicies", policy("goes"))
+		api.remove("pods", newPod("bank", "api"))
+		api.remove("namespaces", goes)
+		stays.Labels["team"] = "b"
+		api.put("namespaces", stays)
+		api.mu.Lock()
+		api.forbidden["networkpolicies"] = true
+		api.mu.Unlock()
+		web := fmt.Sprintf("identity shop/%016x", Identity("shop", map[string]string{"team": "a"}, map[string]string{"app": "web"}))
+		bank := fmt.Sprintf("identity bank/%016x", Identity("bank", nil, map[string]string{"app": "api"}))
+		want := []string{web, bank, "namespace /bank"}
+		slices.Sort(want)
+		if d := run(first); !slices.Equal(d, want) {
+			t.Errorf("deleted is %q, want %q: policies are not known", d, want)
+		}
+		api.mu.Lock()
+		api.forbidden["networkpolicies"] = false
+		api.mu.Unlock()
+		if d := run(append(first, told...)); !slices.Equal(d, []string{"policy shop/goes"}) {
+			t.Errorf("deleted is %q, want the policy alone", d)
+		}
+	})
+}
+
+func TestWhatAWatchTellsMayBeFromTheLastBreak(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		gone         bool
+		fresh, after float64 // seconds before it went on, and after
+		want         bool
+	}{
+		{"it is not back yet", true, 10, 0, true},
+		{"just after a long break", false, 10, 4, true},
+		{"some time after it", false, 10, 6, false},
+		{"just after a short break", false, 0.01, 0.5, true},
+		{"a moment after it", false, 0.01, 1.5, false},
+	} {
+		s := following{current: !c.gone, fresh: sec(-c.fresh), resumed: sec(0)}
+		if got := s.catchesUp(sec(c.after)); got != c.want {
+			t.Errorf("%s: %t, want %t", c.name, got, c.want)
+		}
+	}
 }

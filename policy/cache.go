@@ -8,31 +8,39 @@ import (
 	"github.com/flowaudit/flowaudit/flow"
 )
 
-// edge is everything that a side's decision depends on, but for whether both
-// ends are one pod or on one node.
+// edge is everything that a decision depends on, but for whether both ends are
+// one pod or on one node.
 type edge struct {
-	// subject and peer are ids of compiled classes, subject with the direction
-	// as its lowest bit; a peer that is no pod has its kind, which is below all ids.
-	subject, peer uint64
-	place         place  // of the peer's address, where the rules have ipBlocks
-	table         uint32 // the version that the place is of
-	traffic       uint32 // protocol and port
+	// src and dst are ids of compiled classes; one that is no pod has its
+	// kind, which is below all ids.
+	src, dst uint64
+	// Places of the addresses that the other side's ipBlocks match, where it
+	// has any, and the version of the table that they are of.
+	srcPlace, dstPlace place
+	table              uint32
+	traffic            uint32 // which sides are asked, protocol and port
 }
 
 func (e *edge) hash() uint64 {
-	high, low := bits.Mul64(e.subject^0x9e3779b97f4a7c15, e.peer^0xd1b54a32d192ed03)
-	h := high ^ low ^ uint64(e.traffic)<<32 ^ uint64(e.place)
-	high, low = bits.Mul64(h^0x8cb92ba72f3d8dd7, uint64(e.table)+0x2545f4914f6cdd1d)
+	high, low := bits.Mul64(e.src^0x9e3779b97f4a7c15, e.dst^0xd1b54a32d192ed03)
+	h := high ^ low ^ uint64(e.traffic)<<32 ^ uint64(e.srcPlace)
+	high, low = bits.Mul64(h^0x8cb92ba72f3d8dd7, uint64(e.table)<<32+uint64(e.dstPlace)+0x2545f4914f6cdd1d)
 	return high ^ low
 }
 
-// remembered is one decision, as large as a cache line. It is never changed
+// remembered is the decision of an edge's sides, as large as a cache line:
+// finding one costs two lines, one of the table and this. It is never changed
 // once it is in the cache.
 type remembered struct {
-	edge    edge
+	edge  edge
+	sides [2]outcome
+}
+
+// outcome is what the rules of one side say.
+type outcome struct {
+	allowed *[]flow.PolicyRef // nil if no rule allows it
 	verdict flow.Verdict
 	reason  Reason
-	allowed []flow.PolicyRef
 }
 
 // cache remembers decisions. It forgets some when there are too many; readers

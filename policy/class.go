@@ -39,11 +39,7 @@ type Pod struct {
 }
 
 // NamedPort is a container's port that has a name.
-type NamedPort struct {
-	Name     string
-	Protocol flow.Protocol
-	Port     uint16
-}
+type NamedPort = flow.NamedPort
 
 // Class is a set of pods that policies cannot tell apart: same namespace, same
 // labels of both, same named ports. It is made by Classes, never changed, and

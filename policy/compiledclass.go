@@ -8,7 +8,7 @@ import (
 
 // compiledClass is what some revisions of the policies mean to a class. It is
 // never changed. What every decision reads comes first, one cache line for
-// each direction.
+// each direction: the whole is as large as three.
 type compiledClass struct {
 	engine *identity
 	// It is true of the revisions from since to revision.
@@ -21,6 +21,7 @@ type compiledClass struct {
 	// before is what was found out for other revisions: late questions come
 	// about the past while others ask about the present.
 	before *compiledClass
+	_      [24]byte
 }
 
 // remembersBefore is how many compiledClass.before a class keeps.

@@ -35,7 +35,7 @@ type Options struct {
 	// Pods are the cluster's pods. Their NamespaceLabels are ignored.
 	Pods []Pod
 	// CacheEntries bounds the remembered decisions; 0 means 262,144. One takes
-	// about 200 bytes, once it is in use.
+	// about 100 bytes, once it is in use.
 	CacheEntries int
 }
 

@@ -1,6 +1,10 @@
 package policy
 
-import "github.com/flowaudit/flowaudit/flow"
+import (
+	"slices"
+
+	"github.com/flowaudit/flowaudit/flow"
+)
 
 // question is what a rule is asked.
 type question struct {
@@ -85,7 +89,7 @@ func (r *rule) matchBlocks(q *question) answer {
 }
 
 // evaluate decides a side of a pod that a policy selects, or perhaps does.
-func (s *selection) evaluate(out *remembered, q *question) {
+func (s *selection) evaluate(out *outcome, q *question) {
 	if !q.protocol.HasPorts() {
 		out.reason = ReasonProtocol
 		return
@@ -123,23 +127,24 @@ func (s *selection) evaluate(out *remembered, q *question) {
 }
 
 // allow adds a rule. One alone is a slice that all share.
-func (r *remembered) allow(by *rule) {
-	if r.allowed == nil {
-		r.allowed = by.alone
+func (o *outcome) allow(by *rule) {
+	if o.allowed == nil {
+		o.allowed = &by.alone
 		return
 	}
-	r.allowed = append(r.allowed, by.alone...)
+	all := append(slices.Clone(*o.allowed), by.alone...)
+	o.allowed = &all
 }
 
 // decide gives the side its verdict.
-func (r *remembered) decide(allowed answer) {
+func (o *outcome) decide(allowed answer) {
 	switch allowed.is {
 	case yes:
-		r.verdict, r.reason = flow.VerdictAllowed, ReasonRule
+		o.verdict, o.reason = flow.VerdictAllowed, ReasonRule
 	case no:
-		r.verdict, r.reason = flow.VerdictDenied, ReasonNoRule
+		o.verdict, o.reason = flow.VerdictDenied, ReasonNoRule
 	default:
-		r.verdict, r.reason, r.allowed = flow.VerdictUnknown, allowed.why, nil
+		o.verdict, o.reason, o.allowed = flow.VerdictUnknown, allowed.why, nil
 	}
 }
 

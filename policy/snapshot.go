@@ -54,8 +54,20 @@ func (s *Snapshot) Revision() uint64 { return uint64(s.revision) }
 
 // Decide says what the policies say about a connection.
 func (s *Snapshot) Decide(c *Connection) (d Decision) {
-	s.side(&d.Egress, egress, &c.Src, &c.Dst, c)
-	s.side(&d.Ingress, ingress, &c.Dst, c.seen(), c)
+	src, dst := s.begin(&d.Egress, egress, &c.Src), s.begin(&d.Ingress, ingress, &c.Dst)
+	seen := c.seen()
+	if seen == &c.Src {
+		s.ask(&d, src, dst, &c.Src, c)
+	} else {
+		s.ask(&d, src, side{class: dst.class}, &c.Src, c)
+		s.ask(&d, side{class: s.begin(&Side{}, ingress, seen).class}, dst, seen, c)
+	}
+	if d.Egress.Verdict != flow.VerdictAllowed && src.asked != nil {
+		d.Egress.exempt(&c.Src, &c.Dst, &c.Src, &c.Dst)
+	}
+	if d.Ingress.Verdict != flow.VerdictAllowed && dst.asked != nil {
+		d.Ingress.exempt(&c.Src, &c.Dst, &c.Dst, seen)
+	}
 	d.Verdict = both(d.Egress.Verdict, d.Ingress.Verdict)
 	d.Revision = s.Revision()
 	return d
@@ -72,29 +84,39 @@ func both(a, b flow.Verdict) flow.Verdict {
 	return flow.VerdictUnknown
 }
 
-// side decides one direction for the end that its policies would select.
-func (s *Snapshot) side(out *Side, direction int, subject, peer *End, c *Connection) {
+// side is one end of a connection that is decided about.
+type side struct {
+	class *compiledClass // of a pod
+	asked *selection     // the policies that decide; nil if none has a say
+}
+
+// begin decides one direction where no policy has a say.
+func (s *Snapshot) begin(out *Side, direction int, subject *End) side {
 	switch subject.kind() {
 	case flow.EndpointPod:
 	case flow.EndpointNode, flow.EndpointOutside:
 		out.Verdict, out.Reason = flow.VerdictAllowed, ReasonNotPod
-		return
+		return side{}
 	default:
 		out.Reason = ReasonEnd
-		return
+		return side{}
 	}
 	class := s.class(subject.Class)
 	policies := &class.sides[direction]
 	if len(policies.by) == 0 {
 		out.Verdict, out.Reason = flow.VerdictAllowed, ReasonNotIsolated
-		return
+		return side{class: class}
 	}
-	r := s.ask(class, direction, peer, c)
-	out.Verdict, out.Reason, out.Allowed = r.verdict, r.reason, r.allowed
 	out.Isolated, out.By = policies.isolated, policies.by
-	if out.Verdict != flow.VerdictAllowed {
-		out.exempt(&c.Src, &c.Dst, subject, peer)
+	return side{class, policies}
+}
+
+// id is what an edge calls the side.
+func (d *side) id(e *End) uint64 {
+	if d.class != nil {
+		return d.class.id
 	}
+	return uint64(e.kind())
 }
 
 // exempt lets a pod reach itself, and its node, whatever the policies say.
@@ -110,30 +132,64 @@ func (s *Side) exempt(src, dst, subject, peer *End) {
 	}
 }
 
-// ask remembers what was asked before.
-func (s *Snapshot) ask(class *compiledClass, direction int, peer *End, c *Connection) *remembered {
-	policies := &class.sides[direction]
-	e := edge{
-		subject: class.id<<1 | uint64(direction), peer: uint64(peer.kind()),
-		traffic: uint32(c.Protocol)<<16 | uint32(c.Port),
+// The sides that an edge asks about.
+const (
+	asksEgress  = 1 << 24
+	asksIngress = 1 << 25
+)
+
+// ask decides the sides that policies have a say in, and remembers what was
+// asked before.
+func (s *Snapshot) ask(d *Decision, src, dst side, from *End, c *Connection) {
+	e := edge{src: src.id(from), dst: dst.id(&c.Dst), traffic: uint32(c.Protocol)<<16 | uint32(c.Port)}
+	if src.asked != nil {
+		e.traffic |= asksEgress
+		if src.asked.usesBlocks {
+			e.dstPlace, e.table = s.table.place(c.Dst.Addr), s.table.version
+		}
 	}
-	var peerClass *compiledClass
-	if peer.kind() == flow.EndpointPod {
-		peerClass = s.class(peer.Class)
-		e.peer = peerClass.id
+	if dst.asked != nil {
+		e.traffic |= asksIngress
+		if dst.asked.usesBlocks {
+			e.srcPlace, e.table = s.table.place(from.Addr), s.table.version
+		}
 	}
-	if policies.usesBlocks {
-		e.place, e.table = s.table.place(peer.Addr), s.table.version
+	if e.traffic < asksEgress {
+		return
 	}
+	r := s.find(&e, src, dst, from, c)
+	if src.asked != nil {
+		d.Egress.take(&r.sides[egress])
+	}
+	if dst.asked != nil {
+		d.Ingress.take(&r.sides[ingress])
+	}
+}
+
+func (s *Side) take(o *outcome) {
+	s.Verdict, s.Reason = o.verdict, o.reason
+	if o.allowed != nil {
+		s.Allowed = *o.allowed
+	}
+}
+
+// find remembers an edge, or decides it.
+func (s *Snapshot) find(e *edge, src, dst side, from *End, c *Connection) *remembered {
 	if !s.cacheless {
-		if known := s.shared.cache.find(&e); known != nil {
+		if known := s.shared.cache.find(e); known != nil {
 			return known
 		}
 	}
-	r := &remembered{edge: e}
-	policies.evaluate(r, &question{
-		protocol: c.Protocol, port: c.Port, dst: &c.Dst, peer: peer, class: peerClass, place: e.place, table: s.table,
-	})
+	r := &remembered{edge: *e}
+	q := question{protocol: c.Protocol, port: c.Port, dst: &c.Dst, table: s.table}
+	if src.asked != nil {
+		q.peer, q.class, q.place = &c.Dst, dst.class, e.dstPlace
+		src.asked.evaluate(&r.sides[egress], &q)
+	}
+	if dst.asked != nil {
+		q.peer, q.class, q.place = from, src.class, e.srcPlace
+		dst.asked.evaluate(&r.sides[ingress], &q)
+	}
 	if !s.cacheless {
 		s.shared.cache.add(r)
 	}

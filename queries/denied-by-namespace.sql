@@ -7,7 +7,7 @@ FROM (
   SELECT pair, max(source_namespace) AS source_namespace, max(destination_namespace) AS destination_namespace,
          max(by_node) AS refused, min(node_since) AS since_ms, max(node_until) AS until_ms
   FROM (SELECT pair, node, source_namespace, destination_namespace, sum(connections) AS by_node, min(start_ms) AS node_since, max(end_ms) AS node_until
-        FROM flows WHERE verdict = 'denied' AND start_ms >= $since GROUP BY pair, node, source_namespace, destination_namespace)
+        FROM totals WHERE verdict = 'denied' AND start_ms >= $since GROUP BY pair, node, source_namespace, destination_namespace)
   GROUP BY pair
 )
 GROUP BY source_namespace, destination_namespace ORDER BY connections DESC, source_namespace, destination_namespace

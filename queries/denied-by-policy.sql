@@ -8,7 +8,7 @@ FROM (
   FROM (
     SELECT pair, node, source_namespace, arrayJoin(splitByChar(',', policies)) AS policy, by_node, node_until
     FROM (SELECT pair, node, source_namespace, policies, sum(connections) AS by_node, max(end_ms) AS node_until
-          FROM flows WHERE verdict = 'denied' AND start_ms >= $since GROUP BY pair, node, source_namespace, policies)
+          FROM totals WHERE verdict = 'denied' AND start_ms >= $since GROUP BY pair, node, source_namespace, policies)
   )
   GROUP BY pair, policy
 )

@@ -7,7 +7,7 @@ FROM (
   SELECT pair, max(destination_namespace) AS destination_namespace, max(destination_workload) AS destination_workload,
          port, protocol, max(by_node) AS refused, max(node_until) AS until_ms
   FROM (SELECT pair, node, destination_namespace, destination_workload, port, protocol, sum(connections) AS by_node, max(end_ms) AS node_until
-        FROM flows WHERE verdict = 'denied' AND start_ms >= $since GROUP BY pair, node, destination_namespace, destination_workload, port, protocol)
+        FROM totals WHERE verdict = 'denied' AND start_ms >= $since GROUP BY pair, node, destination_namespace, destination_workload, port, protocol)
   GROUP BY pair, port, protocol
 )
 GROUP BY destination_namespace, destination_workload, port, protocol

@@ -8,7 +8,7 @@ FROM (
   SELECT pair, max(source_namespace) AS source_namespace, max(source_workload) AS source_workload, max(source_ip) AS source_ip,
          destination_ip, port, max(by_node) AS refused, max(node_until) AS until_ms
   FROM (SELECT pair, node, source_namespace, source_workload, source_ip, destination_ip, port, sum(connections) AS by_node, max(end_ms) AS node_until
-        FROM flows WHERE verdict = 'denied' AND start_ms >= $since
+        FROM totals WHERE verdict = 'denied' AND start_ms >= $since
         GROUP BY pair, node, source_namespace, source_workload, source_ip, destination_ip, port)
   GROUP BY pair, destination_ip, port
 )

@@ -6,6 +6,7 @@ import (
 	"embed"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,6 +54,27 @@ type Question struct {
 // Views are what questions read. Every store defines them alike; docs/sql.md
 // lists their columns.
 var views = []string{"flows", "edges", "gaps", "coverage", "changes", "identities", "rules"}
+
+// Totals is what questions about all flows read instead of flows: rows have the
+// columns of the view but those of a single flow, and each is the sum of flows
+// that a node reported of one kind, from start_ms, the first one's, to end_ms, the
+// last end; flows says how many. A store may sum up as much as it likes, if all
+// of it starts at the argument since or later, and if flows with and without
+// connections stay apart.
+const Totals = "totals"
+
+var tables = regexp.MustCompile(`FROM ([a-z]+)\b`)
+
+// With is the question's SQL with a store's own SQL in the place of what it
+// reads: sub says what for Totals or a view, and empty to leave it.
+func (q *Question) With(sub func(table string) string) string {
+	return tables.ReplaceAllStringFunc(q.SQL, func(text string) string {
+		if own := sub(strings.TrimPrefix(text, "FROM ")); own != "" {
+			return "FROM " + own
+		}
+		return text
+	})
+}
 
 // Views lists the views that every store provides.
 func Views() []string { return slices.Clone(views) }

@@ -6,7 +6,7 @@ FROM (
   SELECT pair, source_namespace, source_workload, source_ip, destination_ip, port, verdict, max(by_node) AS seen, max(node_until) AS until_ms
   FROM (SELECT pair, node, source_namespace, source_workload, CASE WHEN source_workload = '' THEN source_ip ELSE '' END AS source_ip,
                destination_ip, port, verdict, sum(connections) AS by_node, max(end_ms) AS node_until
-        FROM flows
+        FROM totals
         WHERE (destination_kind = 'apiserver' OR service_namespace = 'default' AND service = 'kubernetes') AND start_ms >= $since
         GROUP BY pair, node, source_namespace, source_workload, source_ip, destination_ip, port, verdict)
   GROUP BY pair, source_namespace, source_workload, source_ip, destination_ip, port, verdict

@@ -3,6 +3,6 @@
 -- times first_seen, last_seen
 SELECT node, source_namespace, source_workload, destination_namespace, destination_workload, port, protocol, policies,
        sum(connections) AS connections, min(start_ms) AS first_seen, max(end_ms) AS last_seen
-FROM flows WHERE assessment = 'unenforced' AND start_ms >= $since
+FROM totals WHERE assessment = 'unenforced' AND start_ms >= $since
 GROUP BY node, source_namespace, source_workload, destination_namespace, destination_workload, port, protocol, policies
 ORDER BY node, connections DESC, source_namespace, source_workload, destination_namespace, destination_workload, port, policies

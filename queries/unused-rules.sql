@@ -4,6 +4,6 @@
 SELECT namespace, policy, rule FROM rules
 WHERE rule <> '' AND name NOT IN (
   SELECT arrayJoin(splitByChar(',', policies)) AS name
-  FROM (SELECT DISTINCT policies FROM flows WHERE expected = 'allowed' AND start_ms >= $since)
+  FROM (SELECT DISTINCT policies FROM totals WHERE expected = 'allowed' AND start_ms >= $since)
 )
 ORDER BY namespace, policy, rule

@@ -1,8 +1,10 @@
 package conntrack
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +31,8 @@ const (
 	ctaCountersReply = 10
 	ctaID            = 12
 	ctaZone          = 18
+	ctaTimestamp     = 20
+	ctaLabels        = 22
 
 	ctaTupleIP    = 1
 	ctaTupleProto = 2
@@ -52,6 +56,8 @@ const (
 	ctaCountersPackets = 1
 	ctaCountersBytes   = 2
 
+	ctaTimestampStart = 1
+
 	ctaProtoinfoTCP      = 1
 	ctaProtoinfoTCPState = 1
 )
@@ -74,12 +80,14 @@ var attributeNames = map[uint16]string{
 	ctaCountersReply: "CTA_COUNTERS_REPLY",
 	ctaID:            "CTA_ID",
 	ctaZone:          "CTA_ZONE",
+	ctaTimestamp:     "CTA_TIMESTAMP",
+	ctaLabels:        "CTA_LABELS",
 }
 
 // Decode reads one ctnetlink message, from its nfgenmsg on, into o, which must
-// be empty but for Time. It allocates nothing. CTA_TIMESTAMP is not read: it
-// exists only where nf_conntrack_timestamp is on, and tells when a connection
-// began, not when the event was. An error names the attribute at fault.
+// be empty but for Time. It allocates nothing. CTA_TIMESTAMP exists only where
+// nf_conntrack_timestamp was on when the connection began, and tells when that
+// was, not when the event was. An error names the attribute at fault.
 func Decode(h nlmsg.Header, message []byte, o *flow.Observation) error {
 	o.Source = flow.SourceConntrack
 	switch {
@@ -132,17 +140,34 @@ func decodeAttribute(typ uint16, p []byte, o *flow.Observation) error {
 		o.ID, ok = nlmsg.Uint32(p)
 	case ctaZone:
 		o.Zone, ok = nlmsg.Uint16(p)
+	case ctaLabels:
+		o.Permitted = labelled(p)
 	case ctaCountersOrig:
 		return decodeCounters(p, &o.Sent, o)
 	case ctaCountersReply:
 		return decodeCounters(p, &o.Received, o)
 	case ctaProtoinfo:
 		return decodeProtoinfo(p, o)
+	case ctaTimestamp:
+		return decodeTimestamp(p, o)
 	}
 	if !ok {
 		return errLength
 	}
 	return nil
+}
+
+// permittedLabel is the bit that kube-network-policies sets on a connection that
+// it has let through: ct label 28.
+const permittedLabel = 28
+
+// labelled reports whether that bit is set in CTA_LABELS, which the kernel
+// sends as it holds it: an array of unsigned long.
+func labelled(p []byte) bool {
+	if len(p) < 8 {
+		return false
+	}
+	return binary.NativeEndian.Uint64(p)&(1<<permittedLabel) != 0
 }
 
 // decodeTuple reads CTA_TUPLE_ORIG or CTA_TUPLE_REPLY. The protocol, and what
@@ -258,6 +283,25 @@ func decodeCounters(b []byte, c *flow.Counters, o *flow.Observation) error {
 		}
 	}
 	o.Counted = true
+	return nil
+}
+
+func decodeTimestamp(b []byte, o *flow.Observation) error {
+	for len(b) > 0 {
+		typ, p, rest, err := nlmsg.Attribute(b)
+		if err != nil {
+			return err
+		}
+		b = rest
+		if typ != ctaTimestampStart {
+			continue
+		}
+		n, ok := nlmsg.Uint64(p)
+		if !ok {
+			return errLength
+		}
+		o.Began = int64(min(n, math.MaxInt64))
+	}
 	return nil
 }
 

@@ -86,6 +86,11 @@ func TestDecode(t *testing.T) {
 		{"a new one", nlmsg.Header{Type: messageNew, Flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL}, destroyed(), with(flow.EventNew)},
 		{"a change", nlmsg.Header{Type: messageNew}, destroyed(), with(flow.EventUpdate)},
 		{"an entry of a dump", nlmsg.Header{Type: messageNew, Flags: unix.NLM_F_MULTI}, destroyed(), with(flow.EventDump)},
+		{"since when it is", nlmsg.Header{Type: messageDelete}, append(destroyed(), attr(ctaTimestamp, attr(ctaTimestampStart, u64(1_790_000_000_123_456_789)), attr(2, u64(1_790_000_009_000_000_000)))...), func() flow.Observation {
+			o := tcp
+			o.Began = 1_790_000_000_123_456_789
+			return o
+		}()},
 		{"ICMP keeps the original's type", nlmsg.Header{Type: messageDelete}, ping, flow.Observation{
 			Source: flow.SourceConntrack, Event: flow.EventDestroy, Protocol: flow.ICMPv6, ICMPType: 128,
 			Original: flow.Tuple{Src: a("fd00::1"), Dst: a("fd00::2")}, Reply: flow.Tuple{Src: a("fd00::2"), Dst: a("fd00::1")},
@@ -119,6 +124,7 @@ func TestDecodeNamesWhatIsWrong(t *testing.T) {
 		{"no reply tuple", messageDelete, message(orig), "CTA_TUPLE_REPLY: missing or without addresses"},
 		{"a lying length", messageDelete, message(orig, reply, lying), "attribute: length does not fit the message"},
 		{"a status of two bytes", messageDelete, message(orig, reply, attr(ctaStatus, u16(1))), "CTA_STATUS: a value of another length than its type has"},
+		{"a time of four bytes", messageDelete, message(orig, reply, attr(ctaTimestamp, attr(ctaTimestampStart, u32(1)), attr(2, u64(1)))), "CTA_TIMESTAMP: a value of another length than its type has"},
 		{"an address of three bytes", messageDelete, message(attr(ctaTupleOrig, attr(ctaTupleIP, attr(ctaIPv4Src, []byte{1, 2, 3})))), "CTA_TUPLE_ORIG: a value of another length than its type has"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -157,5 +163,31 @@ func BenchmarkDecode(b *testing.B) {
 		if err := Decode(nlmsg.Header{Type: messageDelete}, m, &o); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestTheLabelOfWhatWasPermitted(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		labels []byte
+		want   bool
+	}{
+		{"bit 28", binary.NativeEndian.AppendUint64(nil, 1<<28), true},
+		{"among others", binary.NativeEndian.AppendUint64(make([]byte, 0, 16), 1<<28|1<<3|1<<60), true},
+		{"as the wire has it", []byte{0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, true}, // captured on x86-64
+		{"others", binary.NativeEndian.AppendUint64(nil, 1<<27|1<<29), false},
+		{"too short", []byte{0, 0, 0, 0x10}, false},
+		{"none", nil, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var o flow.Observation
+			m := message(tuple4(ctaTupleOrig, "10.0.0.1", "10.0.0.2", 6, 40000, 80), tuple4(ctaTupleReply, "10.0.0.2", "10.0.0.1", 6, 80, 40000), attr(ctaLabels, c.labels))
+			if err := Decode(nlmsg.Header{Type: messageNew, Flags: unix.NLM_F_CREATE}, m, &o); err != nil {
+				t.Fatal(err)
+			}
+			if o.Permitted != c.want {
+				t.Errorf("permitted: %v, want %v", o.Permitted, c.want)
+			}
+		})
 	}
 }

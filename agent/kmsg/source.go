@@ -2,6 +2,7 @@
 package kmsg
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,6 +32,7 @@ type Parser interface {
 // Options configure a Source.
 type Options struct {
 	Name   string // of the source
+	Device string // the kernel's log, if not at its usual place
 	Node   string // who reports gaps
 	Parser Parser
 	// StateDir is where the place is kept over a restart; empty for nowhere.
@@ -78,12 +80,13 @@ func Open(o Options) (*Source, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(Device, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	device := cmp.Or(o.Device, Device)
+	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("open the kernel's log: %w: the agent needs CAP_SYSLOG, or kernel.dmesg_restrict=0", err)
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("open the kernel's log: %w: mount %s into the agent's container", err, Device)
+		return nil, fmt.Errorf("open the kernel's log: %w: mount %s into the agent's container", err, device)
 	case err != nil:
 		return nil, fmt.Errorf("open the kernel's log: %w", err)
 	}

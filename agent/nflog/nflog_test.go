@@ -60,7 +60,7 @@ func TestDecodePacket(t *testing.T) {
 		name, packet string
 		want         flow.Observation
 	}{
-		{"a TCP SYN", synV4, flow.Observation{Protocol: flow.TCP, Size: 60, TCPFlags: flow.TCPSyn, Original: ports(v4, 48868, 3306)}},
+		{"a TCP SYN", synV4, flow.Observation{Protocol: flow.TCP, Size: 60, TCPFlags: flow.TCPSyn, Sequence: 0x11111111, Original: ports(v4, 48868, 3306)}},
 		{"UDP", udpV4, flow.Observation{Protocol: flow.UDP, Size: 33, Original: ports(v4, 48868, 5353)}},
 		{"ICMP", icmpV4, flow.Observation{Protocol: flow.ICMP, Size: 84, ICMPType: 8, ICMPID: 1, Original: v4}},
 		{"SCTP", sctpV4, flow.Observation{Protocol: flow.SCTP, Size: 68, Original: ports(v4, 5000, 2903)}},
@@ -68,7 +68,7 @@ func TestDecodePacket(t *testing.T) {
 		{"options before TCP", optsV4, flow.Observation{Protocol: flow.TCP, Size: 60, TCPFlags: flow.TCPSyn | flow.TCPAck, Original: ports(v4, 48868, 3306)}},
 		{"a protocol without a name", greV4, flow.Observation{Protocol: 47, Size: 60, Original: v4}},
 		{"ports that were cut off", synV4[:47], flow.Observation{Protocol: flow.TCP, Size: 60, Original: v4}},
-		{"IPv6 TCP", synV6, flow.Observation{Protocol: flow.TCP, Size: 80, TCPFlags: flow.TCPSyn, Original: ports(v6, 42160, 80)}},
+		{"IPv6 TCP", synV6, flow.Observation{Protocol: flow.TCP, Size: 80, TCPFlags: flow.TCPSyn, Sequence: 0x11111111, Original: ports(v6, 42160, 80)}},
 		{"IPv6 behind hop-by-hop options", hopV6, flow.Observation{Protocol: flow.UDP, Size: 88, Original: ports(v6, 53, 53)}},
 		{"IPv6 later fragment", fragV6, flow.Observation{Protocol: flow.UDP, Size: 88, Fragment: true, Original: v6}},
 		{"IPv6 first fragment", frag0V6, flow.Observation{Protocol: flow.UDP, Size: 88, Original: ports(v6, 53, 54)}},
@@ -128,7 +128,7 @@ func TestDecodeRecord(t *testing.T) {
 	}
 	want := flow.Observation{
 		Time: 1_700_000_000_250_000_000, Source: flow.SourceNFLOG, Event: flow.EventPacket, Verdict: flow.VerdictDenied,
-		Protocol: flow.TCP, TCPFlags: flow.TCPSyn, Hook: 2, Group: 100, Mark: 0x20000, InDev: 9, OutDev: 8, Size: 60, Prefix: "note",
+		Protocol: flow.TCP, TCPFlags: flow.TCPSyn, Hook: 2, Group: 100, Mark: 0x20000, InDev: 9, OutDev: 8, Size: 60, Sequence: 0x11111111, Prefix: "note",
 		Original: flow.Tuple{Src: netip.MustParseAddr("10.244.1.13"), Dst: netip.MustParseAddr("10.244.2.10"), SrcPort: 48868, DstPort: 3306},
 	}
 	if o != want {

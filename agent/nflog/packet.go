@@ -30,6 +30,10 @@ const (
 // maxExtensions bounds the walk along extension headers.
 const maxExtensions = 16
 
+// DecodeHeaders reads a packet's IP header and the first bytes of the one above
+// it into o.
+func DecodeHeaders(p []byte, o *flow.Observation) error { return decodePacket(p, o) }
+
 // decodePacket reads the IP header and the first bytes of the one above it.
 // The packet may be cut behind them; ports that are cut off stay 0.
 func decodePacket(p []byte, o *flow.Observation) error {
@@ -123,6 +127,9 @@ func decodeTransport(p []byte, o *flow.Observation) {
 		}
 		if o.Protocol == flow.TCP && len(p) >= 14 {
 			o.TCPFlags = p[13]
+			if o.TCPFlags&(flow.TCPSyn|flow.TCPAck) == flow.TCPSyn {
+				o.Sequence = binary.BigEndian.Uint32(p[4:])
+			}
 		}
 	case o.Protocol.IsICMP():
 		if len(p) >= 2 {

@@ -16,11 +16,12 @@ import (
 
 // reading is a source that runs in a node, and what it delivered.
 type reading struct {
-	t    *testing.T
-	node *netlab.Node
-	seen chan flow.Observation
-	gaps chan flow.Gap
-	stop func() error
+	t      *testing.T
+	node   *netlab.Node
+	source *Source
+	seen   chan flow.Observation
+	gaps   chan flow.Gap
+	stop   func() error
 }
 
 func options(deliver func([]flow.Observation) []flow.Observation, lost func(flow.Gap)) Options {
@@ -39,16 +40,15 @@ func read(t *testing.T, node *netlab.Node, change func(*Options)) *reading {
 	if change != nil {
 		change(&o)
 	}
-	var source *Source
 	if err := node.Do(func() (err error) {
-		source, err = Open(o)
+		r.source, err = Open(o)
 		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- source.Run(ctx) }()
+	go func() { done <- r.source.Run(ctx) }()
 	r.stop = func() error { cancel(); return <-done }
 	t.Cleanup(cancel)
 	return r

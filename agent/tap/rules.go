@@ -31,7 +31,10 @@ var (
 
 // rules puts into a table, in nft's words and without a limit to pods:
 //
-//	chain attempt { goto record }
+//	chain attempt { ip saddr . ip daddr . meta l4proto . th dport @traced4 limit rate 20/second burst 20 packets meta nftrace set 1
+//	        ip6 saddr . ip6 daddr . meta l4proto . th dport @traced6 limit rate 20/second burst 20 packets meta nftrace set 1
+//	        goto record
+//	}
 //	chain translated { goto record-nat }
 //	chain untracked { meta l4proto icmpv6 return; goto some }
 //	chain record {
@@ -76,7 +79,7 @@ func rules(group uint16, pods []netip.Prefix) func(*nftables.Conn, *nftables.Tab
 			addLease(conn, table)
 			first = append(first, unleased())
 		}
-		r.chain("attempt", nil, nil, slices.Concat(first, perPod(pods, "record"))...)
+		r.chain("attempt", nil, nil, slices.Concat(first, tracing(conn, table), perPod(pods, "record"))...)
 		r.chain("translated", nil, nil, slices.Concat(first, perPod(pods, "record-nat"))...)
 		noNeighbours := concat(protocolIs(unix.IPPROTO_ICMPV6), verdict(expr.VerdictReturn, ""))
 		r.chain("untracked", nil, nil, slices.Concat(first, [][]expr.Any{noNeighbours}, perPod(pods, "some"))...)

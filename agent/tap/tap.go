@@ -45,6 +45,8 @@ type Source struct {
 	o       Options
 	table   *nftable.Table
 	changes *nlmsg.Reader
+	traces  *nlmsg.Reader
+	wanted  chan []Traced
 }
 
 // Open binds the group and adds the table, in the network namespace of the
@@ -60,12 +62,15 @@ func Open(o Options) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open tap: %w", err)
 	}
-	s := &Source{Source: records, o: o}
+	s := &Source{Source: records, o: o, wanted: make(chan []Traced, 1)}
 	if s.changes, err = watch(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open tap: %w", err), records.Close())
 	}
-	if s.table, err = nftable.Add(nftable.Options{Name: tableName, Fill: rules(o.Group, o.Pods), Shared: o.Shared}); err != nil {
+	if s.traces, err = watchTraces(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open tap: %w", err), records.Close(), s.changes.Close())
+	}
+	if s.table, err = nftable.Add(nftable.Options{Name: tableName, Fill: rules(o.Group, o.Pods), Shared: o.Shared}); err != nil {
+		return nil, errors.Join(fmt.Errorf("open tap: %w", err), records.Close(), s.changes.Close(), s.traces.Close())
 	}
 	return s, nil
 }
@@ -75,6 +80,8 @@ func (s *Source) Run(ctx context.Context) error {
 	group, running := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.keep(running) })
 	group.Go(func() error { return s.renew(running) })
+	group.Go(func() error { return s.trace(running) })
+	group.Go(func() error { return s.readTraces(running) })
 	group.Go(func() error { return s.Source.Run(running) })
 	return errors.Join(group.Wait(), s.table.Close())
 }

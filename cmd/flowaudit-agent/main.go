@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -47,7 +46,11 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 		fmt.Fprintln(stdout, "flowaudit-agent", version)
 		return 0
 	}
-	o.Log = slog.New(slog.NewTextHandler(stderr, nil))
+	o.Log, err = o.Monitor.Logger(stderr)
+	if err != nil {
+		fmt.Fprintf(stderr, "flowaudit-agent: %v\n", err)
+		return 2
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends at once
@@ -110,6 +113,7 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 	fs.DurationVar(&o.UnansweredAfter, "unanswered-after", o.UnansweredAfter, "how long a connection may wait for its first reply")
 	fs.StringVar(&granularity, "granularity", "pair", "one flow a window for each pair of addresses and port, or connection for each connection")
 	fs.DurationVar(&o.DumpInterval, "dump-interval", 0, "how often the table of connections is read for the counters of long ones (default 10s)")
+	fs.BoolVar(&o.EnableAccounting, "enable-accounting", false, "switch on conntrack's counters of packets and bytes (sysctl net.netfilter.nf_conntrack_acct), and exit: for an init container, as only who may write to /proc/sys can")
 	fs.StringVar(&o.Manifests, "manifests", "", "`directory` of cluster objects as YAML, which name pods and Services")
 	o.Access.Flags(fs)
 	fs.StringVar(&o.StateDir, "state-dir", "", "`directory` where live connections outlast a restart, so that they are not counted twice")
@@ -117,6 +121,8 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 	fs.IntVar(&o.MaxFlows, "max-flows", o.MaxFlows, "flows of a window; beyond it the window closes early")
 	fs.IntVar(&o.MaxQueue, "max-queue", o.MaxQueue, "flows that wait while the collector is away; beyond it the oldest allowed ones are dropped and counted")
 	o.Collector.Flags(fs)
+	o.Collector.TokenFlag(fs)
+	o.Monitor.Flags(fs)
 	fs.BoolVar(&show, "version", false, "print the version")
 	if err := fs.Parse(args); err != nil {
 		return o, false, err
@@ -124,8 +130,8 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 	if fs.NArg() > 0 {
 		return o, false, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
-	if show {
-		return o, true, nil
+	if show || o.EnableAccounting {
+		return o, show, nil
 	}
 	if o.Scope, err = parseScope(scope); err != nil {
 		return o, false, err

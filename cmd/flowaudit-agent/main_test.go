@@ -41,6 +41,7 @@ func TestDefaults(t *testing.T) {
 		MaxConnections: 1 << 20, MaxFlows: 1 << 17, MaxQueue: 1 << 19, ConfirmedAllowed: agent.ConfirmedAuto,
 	}
 	want.Collector.Address = "127.0.0.1:4245"
+	want.Monitor.LogLevel, want.Monitor.LogFormat = "info", "text"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -80,6 +81,8 @@ func TestFlags(t *testing.T) {
 		{"--max-connections 5000", func(o *agent.Options) { o.MaxConnections = 5000 }},
 		{"--max-flows 6000", func(o *agent.Options) { o.MaxFlows = 6000 }},
 		{"--max-queue 7000", func(o *agent.Options) { o.MaxQueue = 7000 }},
+		{"--listen-metrics :9464 --listen-pprof localhost:6060", func(o *agent.Options) { o.Monitor.Metrics, o.Monitor.Profiles = ":9464", "localhost:6060" }},
+		{"--log-level debug --log-format json", func(o *agent.Options) { o.Monitor.LogLevel, o.Monitor.LogFormat = "debug", "json" }},
 		{"--tls", func(o *agent.Options) { o.Collector.TLS = true }},
 		{"--tls-ca ca --tls-cert crt --tls-key key --tls-server-name name", func(o *agent.Options) {
 			o.Collector.CA, o.Collector.Cert, o.Collector.Key, o.Collector.ServerName = "ca", "crt", "key", "name"
@@ -138,6 +141,8 @@ func TestWrongFlags(t *testing.T) {
 		{environment, "--dump-interval -5s", "--dump-interval -5s: want"},
 		{environment, "--max-connections 10 --max-flows 20 --max-queue 30", "--max-connections 10: want at least 1000\n--max-flows 20: want at least 1000\n--max-queue 30: want at least 1000"},
 		{environment, "--max-flows many", "--max-flows"},
+		{environment, "--listen-pprof :6060", "--listen-pprof: profiles show what is in memory: want an address of loopback"},
+		{environment, "--log-level loud", `--log-level "loud": want debug`},
 		{environment, "--nosuch", "unknown flag: --nosuch"},
 		{environment, "now", `unexpected argument "now"`},
 	} {
@@ -180,6 +185,14 @@ func TestTheExamplesOfHelpWork(t *testing.T) {
 	}
 	if n == 0 {
 		t.Error("no example")
+	}
+}
+
+// TestEnableAccounting: needs none of what an agent needs; what it cannot do it says.
+func TestEnableAccounting(t *testing.T) {
+	o, err := parseFlags(t, nil, "--enable-accounting")
+	if err != nil || !o.EnableAccounting {
+		t.Errorf("%+v, %v", o, err)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,7 +47,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "flowaudit-collector", version)
 		return 0
 	}
-	o.Log = slog.New(slog.NewTextHandler(stderr, nil))
+	if o.Log, err = o.Monitor.Logger(stderr); err != nil {
+		fmt.Fprintf(stderr, "flowaudit-collector: %v\n", err)
+		return 2
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends at once
@@ -133,6 +137,9 @@ Examples:
   flowaudit-collector --data /var/lib/flowaudit --listen :4245 \
     --tls-cert tls.crt --tls-key tls.key --tls-client-ca ca.crt --retain 30d --in-cluster
 
+  # alerts to an Alertmanager, by the default rules
+  flowaudit-collector --data /var/lib/flowaudit --alertmanager http://alertmanager:9093
+
   # many collectors, which share a ClickHouse
   FLOWAUDIT_STORE=clickhouse://flowaudit@clickhouse:9440/flowaudit?secure=true \
     flowaudit-collector --store-password-file /etc/flowaudit/password --listen :4245 --tls-cert tls.crt --tls-key tls.key --in-cluster
@@ -161,10 +168,18 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	fs.DurationVar(&at.slice, "slice", 0, "how much time one file of the store holds, or one partition of ClickHouse; retention deletes these whole (default: 1h, and 24h in ClickHouse)")
 	fs.IntVar(&at.db.Threads, "store-threads", 0, "threads of the store (default: one a core)")
 	fs.StringVar(&at.db.MemoryLimit, "store-memory", "", "memory limit of the store, such as 2GB (default: DuckDB's, 80 % of the machine's)")
+	fs.StringVar(&o.Alerts.Config, "alert-config", "", "YAML `file` of alert rules and notifiers, read again when it changes (default: the default rules, and no notifier)")
+	fs.StringArrayVar(&o.Alerts.Alertmanagers, "alertmanager", nil, "`URL` of an Alertmanager that is told of alerts; may be repeated")
+	fs.StringVar(&o.Alerts.Queue, "alert-queue", "", "`directory` of notifications that are not delivered yet (default: alerts in --data, or a temporary one with --store)")
+	fs.StringVar(&o.Alerts.LinkTemplate, "link-template", "", "`template` of the links in alerts, such as 'https://grafana.example/d/flowaudit?var-namespace={{.From.Namespace}}' (default: made of the file's grafana)")
+	fs.StringVar(&o.Alerts.Lease, "alert-lease", "", "`namespace/name` of the Lease by which one of many collectors tells of alerts (default with --store and --in-cluster: flowaudit-alerts in the pod's namespace)")
 	fs.StringVar(&o.Listen.Cert, "tls-cert", "", "PEM `file` of the collector's certificate")
 	fs.StringVar(&o.Listen.Key, "tls-key", "", "PEM `file` of its private key")
 	fs.StringVar(&o.Listen.ClientCA, "tls-client-ca", "", "PEM `file` of the authorities whose certificates agents and askers must show")
+	agentFlags(fs, &o.Agents)
 	fs.BoolVar(&o.Listen.Insecure, "insecure", false, "listen beyond loopback without TLS: anybody who reaches the address can read and forge flows")
+	o.Monitor.Flags(fs)
+	fs.IntVar(&o.MetricsPairs, "metrics-pairs", 2000, "how many pairs of workloads metrics tell apart; what is beyond them counts as other")
 	fs.BoolVar(&show, "version", false, "print the version")
 	if err := fs.Parse(args); err != nil {
 		return o, at, false, err
@@ -193,7 +208,52 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	if err := at.validate(); err != nil {
 		return o, at, false, err
 	}
+	alertDefaults(&o, &at)
 	return o, at, false, o.Validate()
+}
+
+// agentFlags say how agents prove which ones they are.
+func agentFlags(fs *pflag.FlagSet, o *collector.AgentOptions) {
+	fs.Var(&proofs{&o.Proofs}, "agent-proof", "how an agent proves of which node or pod it is, without which it may report for no other: certificate, token or both with a comma; none lets whoever reaches the collector report for any. auto is certificate with --tls-client-ca, else token with TLS and an API server, else none")
+	fs.StringVar(&o.Audience, "agent-audience", collector.DefaultAudience, "`audience` that agents' ServiceAccount tokens are for")
+	fs.StringSliceVar(&o.Accounts, "agent-account", []string{collector.DefaultAccount}, "ServiceAccount, `namespace/name`, whose agents report for their node; pods of others report for themselves")
+	fs.Float64Var(&o.Rate, "agent-rate", 0, "how many `flows` a second one agent may report in the long run; what it sends beyond waits at the agent (default: no bound)")
+}
+
+// proofs is the flag's value.
+type proofs struct{ list *[]collector.Proof }
+
+func (p *proofs) Set(s string) error {
+	*p.list = nil
+	for _, one := range strings.Split(s, ",") {
+		*p.list = append(*p.list, collector.Proof(strings.TrimSpace(one)))
+	}
+	return nil
+}
+
+func (p *proofs) Type() string { return "proofs" }
+
+func (p *proofs) String() string {
+	if p.list == nil || len(*p.list) == 0 {
+		return string(collector.ProofAuto)
+	}
+	var names []string
+	for _, one := range *p.list {
+		names = append(names, string(one))
+	}
+	return strings.Join(names, ",")
+}
+
+// alertDefaults are those that depend on other flags.
+func alertDefaults(o *collector.Options, at *place) {
+	if o.Alerts.Queue == "" && at.url == "" {
+		o.Alerts.Queue = filepath.Join(at.db.Dir, "alerts")
+	}
+	if o.Alerts.Lease == "" && at.url != "" && o.Access.InCluster {
+		if namespace, err := os.ReadFile("/var/run/secrets/kubernetes.io/serviceaccount/namespace"); err == nil {
+			o.Alerts.Lease = strings.TrimSpace(string(namespace)) + "/flowaudit-alerts"
+		}
+	}
 }
 
 // maxDays is what a time.Duration holds, and more than any disk.

@@ -14,6 +14,7 @@ import (
 	"github.com/flowaudit/flowaudit/collector"
 	"github.com/flowaudit/flowaudit/collector/store/clickhouse"
 	"github.com/flowaudit/flowaudit/collector/store/duckdb"
+	"github.com/flowaudit/flowaudit/monitor"
 )
 
 // options is what flags make.
@@ -33,7 +34,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := options{
-		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel"},
+		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Agents: collector.AgentOptions{Audience: "flowaudit-collector", Accounts: []string{"flowaudit/flowaudit-agent"}}, Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel", MetricsPairs: 2000, Alerts: collector.AlertOptions{Queue: "flowaudit-data/alerts"}, Monitor: monitor.Options{LogLevel: "info", LogFormat: "text"}},
 		place{db: duckdb.Options{Dir: "flowaudit-data"}},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(place{})); diff != "" {
@@ -52,7 +53,16 @@ func TestFlags(t *testing.T) {
 		{"--listen :4245 --tls-cert crt --tls-key key --tls-client-ca ca", func(o *options) {
 			o.Collector.Listen = collector.ListenOptions{Address: ":4245", Cert: "crt", Key: "key", ClientCA: "ca"}
 		}},
-		{"--data /var/lib/flowaudit", func(o *options) { o.Store.db.Dir = "/var/lib/flowaudit" }},
+		{"--agent-proof certificate,token --tls-cert c --tls-key k --tls-client-ca a --in-cluster", func(o *options) {
+			o.Collector.Listen.Cert, o.Collector.Listen.Key, o.Collector.Listen.ClientCA, o.Collector.Access.InCluster = "c", "k", "a", true
+			o.Collector.Agents.Proofs = []collector.Proof{collector.ProofCertificate, collector.ProofToken}
+		}},
+		{"--agent-audience x --agent-account a/b,c/d --agent-rate 1e4", func(o *options) {
+			o.Collector.Agents = collector.AgentOptions{Audience: "x", Accounts: []string{"a/b", "c/d"}, Rate: 1e4}
+		}},
+		{"--data /var/lib/flowaudit", func(o *options) {
+			o.Store.db.Dir, o.Collector.Alerts.Queue = "/var/lib/flowaudit", "/var/lib/flowaudit/alerts"
+		}},
 		{"--manifests /objects", func(o *options) { o.Collector.Manifests = "/objects" }},
 		{"--retain 12h", func(o *options) { o.Collector.Retain.Flows = 12 * time.Hour }},
 		{"--retain 1.5d", func(o *options) { o.Collector.Retain.Flows = 36 * time.Hour }},
@@ -62,10 +72,15 @@ func TestFlags(t *testing.T) {
 		}},
 		{"--retain-size 1.5GB", func(o *options) { o.Collector.Retain.Bytes = 1_500_000_000 }},
 		{"--retain-size 2TiB", func(o *options) { o.Collector.Retain.Bytes = 2 << 40 }},
-		{"--store clickhouse://h:9000/f", func(o *options) { o.Store.url = "clickhouse://h:9000/f" }},
 		{"--store http://h/f --store-password-file pw --store-tls-ca ca --store-tls-cert crt --store-tls-key key --store-tls-server-name n", func(o *options) {
 			o.Store.url, o.Store.passwordFile = "http://h/f", "pw"
 			o.Store.credentials = clickhouse.Credentials{CA: "ca", Cert: "crt", Key: "key", ServerName: "n"}
+			o.Collector.Alerts.Queue = ""
+		}},
+		{"--store clickhouse://h:9000/f", func(o *options) { o.Store.url, o.Collector.Alerts.Queue = "clickhouse://h:9000/f", "" }},
+		{"--listen-metrics :9464 --listen-pprof [::1]:6060", func(o *options) { o.Collector.Monitor.Metrics, o.Collector.Monitor.Profiles = ":9464", "[::1]:6060" }},
+		{"--metrics-pairs 10 --log-level warn --log-format json", func(o *options) {
+			o.Collector.MetricsPairs, o.Collector.Monitor.LogLevel, o.Collector.Monitor.LogFormat = 10, "warn", "json"
 		}},
 		{"--slice 10m", func(o *options) { o.Store.slice = 10 * time.Minute }},
 		{"--store-threads 3", func(o *options) { o.Store.db.Threads = 3 }},
@@ -115,6 +130,9 @@ func TestWrongFlags(t *testing.T) {
 		{"--store-tls-ca ca", "--store is missing"},
 		{"--store http://h --store-tls-cert crt", "--store-tls-cert and --store-tls-key belong together"},
 		{"--store-threads -1", "--store-threads -1: want a number from 1"},
+		{"--metrics-pairs -1", "--metrics-pairs -1: want a number from 0"},
+		{"--listen-pprof 10.0.0.1:6060", "--listen-pprof: profiles show"},
+		{"--log-format yaml", `--log-format "yaml": want text or json`},
 		{"--nosuch", "unknown flag: --nosuch"},
 		{"now", `unexpected argument "now"`},
 	} {

@@ -29,7 +29,7 @@ func writeCoverage(w io.Writer, c flow.Coverage, location *time.Location) {
 	line := fmt.Sprintf("coverage: %d %s", len(c.Nodes), plural(uint64(len(c.Nodes)), "node"))
 	switch {
 	case span <= 0:
-		line += ", of no time: nothing is stored so far back"
+		line += ", and nothing is stored of this time"
 	case len(blind) > 0:
 		line += fmt.Sprintf(", %s of %s: %s", percent(covered, span*time.Duration(len(c.Nodes))), short(span), strings.Join(blind, ", "))
 	case gaps > 0:

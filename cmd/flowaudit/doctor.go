@@ -20,6 +20,7 @@ import (
 type doctor struct {
 	*client
 	since, only, output string
+	probe               probing
 }
 
 // check is one thing that was looked at.
@@ -42,6 +43,7 @@ type diagnosis struct {
 	Node     []check     `json:"node,omitempty"`
 	Cluster  []check     `json:"cluster,omitempty"`
 	Policies []*evidence `json:"policies,omitempty"`
+	Probe    *probed     `json:"probe,omitempty"`
 	Problems int         `json:"problems"`
 
 	coverage *flow.Coverage
@@ -62,22 +64,34 @@ denies was refused. unenforced: it passed. unexplained: what policies allow was
 refused. inferred: what it denies got no answer, and nobody saw why. nothing seen:
 no traffic tried it, so that it is not known.
 
-It sends nothing and changes nothing: a fix is a command for you to run.
+It sends nothing and changes nothing: a fix is a command for you to run. Only
+--probe sends traffic. On a cluster, by your kubeconfig, it makes a namespace with
+a server on each node and two clients, one of the same node and one of the next;
+when they talk, it denies that by a NetworkPolicy on the server's side, and then on
+the client's, and waits for the refusal. It removes everything, also on Ctrl-C.
+With --from and --to it dials from one pod of this node to another, as root: that
+takes no image and no API server, and makes nothing.
 
 Exits with 0 if there is no problem, and with 1 if there is one.`,
 		Example: `  sudo flowaudit doctor
   flowaudit doctor --only cluster --since 7d
+  flowaudit doctor --only probe --probe
+  sudo flowaudit doctor --only probe --probe --from 10.1.0.7 --to 10.1.0.9 --port 3306 --expect denied
   flowaudit doctor --only cluster -o json | jq '.policies[] | select(.state == "unenforced")'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.probe.validate(cmd.Flags()); err != nil {
+				return usageError{err}
+			}
 			return o.run(cmd.Context(), cmd.Flags().Changed("server") || c.env.getenv("FLOWAUDIT_SERVER") != "")
 		},
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringVar(&o.since, "since", "24h", "traffic since a `time`: back from now (30d, 12h), RFC 3339, or a local date")
-	choices(cmd, &o.only, "only", "", "", "one `part` only: node or cluster", "node", "cluster")
+	choices(cmd, &o.only, "only", "", "", "one `part` only: node, cluster or probe", "node", "cluster", "probe")
 	choices(cmd, &o.output, "output", "o", "text", "`format`: text or json", "text", "json")
+	o.probe.register(fs)
 	return cmd
 }
 
@@ -92,29 +106,37 @@ func inspectNode() (agent.Node, error) {
 // run makes the diagnosis. A collector that somebody named must answer.
 func (o *doctor) run(ctx context.Context, named bool) error {
 	if o.only != "" {
-		if err := oneOf("only", o.only, "node", "cluster"); err != nil {
+		if err := oneOf("only", o.only, "node", "cluster", "probe"); err != nil {
 			return err
 		}
 	}
 	if err := oneOf("output", o.output, "text", "json"); err != nil {
 		return err
 	}
+	if o.only == "probe" && !o.probe.on {
+		return usageError{errors.New("--only probe sends traffic: say --probe as well")}
+	}
 	var d diagnosis
-	looked := o.only != "cluster"
-	if o.only != "cluster" {
+	looked := o.probe.on
+	if o.only == "" || o.only == "node" {
 		node, err := o.env.inspect()
 		switch {
 		case err == nil:
-			d.Node = checkNode(&node)
+			d.Node, looked = checkNode(&node), true
 		case o.only == "node":
 			return err
 		default:
-			looked = false
 			d.Node = []check{{State: stateNote, About: "node", Text: "not looked at: " + err.Error()}}
 		}
 	}
-	if o.only != "node" {
-		if err := o.askCluster(ctx, &d, named || !looked); err != nil {
+	if o.only == "" || o.only == "cluster" {
+		if err := o.askCluster(ctx, &d, named || !looked || o.only == "cluster"); err != nil {
+			return err
+		}
+	}
+	if o.probe.on && (o.only == "" || o.only == "probe") {
+		var err error
+		if d.Probe, err = o.probe.run(ctx, &o.env); err != nil {
 			return err
 		}
 	}
@@ -132,6 +154,7 @@ func (o *doctor) show(d *diagnosis) error {
 			d.Problems++
 		}
 	}
+	d.Problems += d.Probe.problems()
 	location := o.env.now().Location()
 	if o.output == "json" {
 		e := json.NewEncoder(o.env.stdout)
@@ -172,7 +195,7 @@ func (d *diagnosis) write(w io.Writer, location *time.Location) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	if err := writeEvidence(w, d.Policies, location); err != nil {
+	if err := errors.Join(writeEvidence(w, d.Policies, location), d.Probe.write(w)); err != nil {
 		return err
 	}
 	if d.Problems == 0 {

@@ -66,7 +66,10 @@ func checkStatus(s *flowauditv1.StatusResponse, now time.Time) (out []check) {
 		out = append(out, check{State: stateProblem, About: "API server", Text: "is away: names and policies are those that were known before"})
 	}
 	if kinds := c.GetPolicyKinds(); len(kinds) > 0 {
-		out = append(out, check{State: stateNote, About: "other policies", Text: "are in use, so that nothing is held against NetworkPolicies: " + strings.Join(kinds, ", ")})
+		out = append(out, check{State: stateNote, About: "other policies", Text: "are in use; what concerns pods that they select is not held against NetworkPolicies: " + strings.Join(kinds, ", ")})
+	}
+	for _, d := range c.GetPolicyDoubts() {
+		out = append(out, check{State: stateNote, About: "other policies", Text: "taken to select every pod that it could: " + d})
 	}
 	nodes := nodesOf(s)
 	switch missing := int64(c.GetNodes()) - int64(len(nodes)); {

@@ -98,6 +98,7 @@ const (
 	sysctlCount  = "net.netfilter.nf_conntrack_count"
 	sysctlMax    = "net.netfilter.nf_conntrack_max"
 	sysctlBridge = "net.bridge.bridge-nf-call-iptables"
+	sysctlIPVS   = "net.ipv4.vs.conntrack"
 	// agentBuffer is the larger of the agent's receive buffers.
 	agentBuffer = 32 << 20
 )
@@ -129,7 +130,22 @@ func checkSysctls(n *agent.Node) (out []check) {
 			out = append(out, check{w.state, w.name, fmt.Sprintf("is %s: %s", v, w.text), setCommand(w.name, w.value)})
 		}
 	}
-	return append(append(out, checkFull(n)...), checkBridges(n)...)
+	return slices.Concat(out, checkFull(n), checkBridges(n), checkIPVS(n))
+}
+
+// checkIPVS finds Services whose connections bypass connection tracking.
+func checkIPVS(n *agent.Node) []check {
+	v, loaded := n.Sysctls[sysctlIPVS]
+	switch {
+	case !loaded || n.Services == 0:
+		return nil
+	case isOn(v):
+		return []check{{State: stateOK, About: sysctlIPVS, Text: fmt.Sprintf("is %s, and IPVS has %d %s", v, n.Services, plural(uint64(n.Services), "service"))}}
+	}
+	return []check{{
+		stateProblem, sysctlIPVS, fmt.Sprintf("is 0: connections to the %d %s of IPVS bypass connection tracking, and what becomes of them is unknown", n.Services, plural(uint64(n.Services), "service")),
+		setCommand(sysctlIPVS, "1"),
+	}}
 }
 
 func setCommand(name, value string) string { return fmt.Sprintf("sysctl -w %s=%s", name, value) }

@@ -25,8 +25,9 @@ func goodNode() agent.Node {
 		Groups:  map[uint16]string{4242: "flowaudit-agent (pid 7)"},
 		Sysctls: map[string]string{
 			"net.netfilter.nf_conntrack_acct": "1", "net.netfilter.nf_conntrack_events": "2", "net.netfilter.nf_conntrack_timestamp": "1",
-			sysctlCount: "1200", sysctlMax: "262144", sysctlBridge: "1", "net.core.rmem_max": "67108864",
+			sysctlCount: "1200", sysctlMax: "262144", sysctlBridge: "1", "net.core.rmem_max": "67108864", sysctlIPVS: "1",
 		},
+		Services: 12,
 		Bridges:  []string{"kube-bridge"},
 		Features: map[string]error{agent.FeatureNFTables: nil, agent.FeatureNFLOG: nil, agent.FeatureConntrack: nil},
 	}
@@ -41,7 +42,7 @@ func badNode() agent.Node {
 	n.Groups = map[uint16]string{100: "ulogd (pid 9)", 4: "the program with netlink port 12"}
 	n.Sysctls = map[string]string{
 		"net.netfilter.nf_conntrack_acct": "0", "net.netfilter.nf_conntrack_events": "0", "net.netfilter.nf_conntrack_timestamp": "0",
-		sysctlCount: "250000", sysctlMax: "262144", "net.core.rmem_max": "212992",
+		sysctlCount: "250000", sysctlMax: "262144", "net.core.rmem_max": "212992", sysctlIPVS: "0",
 	}
 	n.Bridges = []string{"cni0"}
 	n.Features = map[string]error{agent.FeatureNFTables: nil, agent.FeatureNFLOG: errors.New("it is missing"), agent.FeatureConntrack: errors.New("operation not permitted")}
@@ -93,13 +94,16 @@ func TestDoctorOfADockerBridgeIsANote(t *testing.T) {
 }
 
 var seenColumns = []string{
-	"policy_refs", "assessment", "verdict", "caveat", "node", "source_node", "destination_node", "connections", "last_seen", "source", "destination", "port", "protocol",
+	"policy_refs", "assessment", "verdict", "caveat", "reason", "node", "source_node", "destination_node", "connections", "last_seen", "source", "destination", "port", "protocol",
 }
 
 // seenConnections is a row of the question: connections from a pod of node-1 to one of node-2.
 func seenConnections(t *testing.T, refs []flow.PolicyRef, assessment flow.Assessment, verdict flow.Verdict, caveat flow.Caveat, node string, n float64, age time.Duration) *structpb.ListValue {
 	t.Helper()
-	text := ""
+	text, reason := "", flow.ReasonLogged
+	if assessment == flow.AssessmentUnexplained {
+		reason = flow.ReasonNoRoute
+	}
 	if len(refs) > 0 {
 		b, err := json.Marshal(refs)
 		if err != nil {
@@ -107,7 +111,7 @@ func seenConnections(t *testing.T, refs []flow.PolicyRef, assessment flow.Assess
 		}
 		text = string(b)
 	}
-	return row(t, text, assessment.String(), verdict.String(), caveat.String(), node, "node-1", "node-2", n, here.Add(-age).UTC().Format(time.RFC3339), "shop/web-1", "shop/db-0", 3306.0, "tcp")
+	return row(t, text, assessment.String(), verdict.String(), caveat.String(), reason.String(), node, "node-1", "node-2", n, here.Add(-age).UTC().Format(time.RFC3339), "shop/web-1", "shop/db-0", 3306.0, "tcp")
 }
 
 func side(policy, side string) flow.PolicyRef {
@@ -148,7 +152,7 @@ func TestDoctorOfACluster(t *testing.T) {
 		seenConnections(t, db, flow.AssessmentUnknown, flow.VerdictAllowed, flow.CaveatRecent, "node-2", 4, time.Minute),
 	}
 	status := sampleStatus()
-	status.Cluster = &flowauditv1.ClusterState{Nodes: 3, Away: true, PolicyKinds: []string{"CiliumNetworkPolicy"}}
+	status.Cluster = &flowauditv1.ClusterState{Nodes: 3, Away: true, PolicyKinds: []string{"ciliumnetworkpolicies.cilium.io"}, PolicyDoubts: []string{"CiliumNetworkPolicy shop/l7: a rule has neither endpointSelector nor nodeSelector"}}
 	status.Agents[0].Contradicted, status.Agents[0].Limits = 2, []string{"packets and bytes are absent"}
 	well := seenConnections(t, db, flow.AssessmentEnforced, flow.VerdictDenied, flow.CaveatNone, "node-2", 7, time.Minute)
 	golden(t, "doctor-cluster-well", examined(t, goodNode(), clinic(t, twoNodes(), well), "--only", "cluster"))
@@ -182,11 +186,16 @@ func TestWhatTrafficShows(t *testing.T) {
 		{"nobody answers", []flow.PolicyRef{ingress}, flow.AssessmentEnforced, flow.VerdictUnanswered, []string{"node-1"}, "shop/i ingress node-2 inferred 0 5 0 0"},
 		{"refused although a rule allows it", []flow.PolicyRef{egress, ingress}, flow.AssessmentUnexplained, flow.VerdictDenied, []string{"node-2"}, "shop/i ingress node-2 unexplained 0 0 0 5"},
 		{"refused although no policy has a say", nil, flow.AssessmentUnexplained, flow.VerdictDenied, []string{"node-1"}, "  node-1 unexplained 0 0 0 5"},
+		{"something else refused it, and no policy is to blame", []flow.PolicyRef{ingress}, flow.AssessmentUnexplained, flow.VerdictDenied, []string{"node-2"}, "  node-2 unexplained 0 0 0 5"},
 		{"as policy says", []flow.PolicyRef{ingress}, flow.AssessmentAllowed, flow.VerdictAllowed, []string{"node-1"}, ""},
 	} {
 		var rows []seenRow
+		reason := flow.ReasonLogged
+		if strings.HasPrefix(c.name, "something else") {
+			reason = flow.ReasonNoRoute
+		}
 		for _, n := range c.nodes {
-			rows = append(rows, seenRow{policies: c.refs, Assessment: c.assessment.String(), Verdict: c.verdict.String(), Node: n, SourceNode: "node-1", DestinationNode: "node-2", Connections: 5})
+			rows = append(rows, seenRow{policies: c.refs, Assessment: c.assessment.String(), Verdict: c.verdict.String(), Node: n, SourceNode: "node-1", DestinationNode: "node-2", Connections: 5, Reason: reason.String()})
 		}
 		var got []string
 		for _, e := range withUnseen(weigh(rows), nil, nil) {

@@ -34,6 +34,7 @@ type seenRow struct {
 	Assessment      string    `json:"assessment"`
 	Verdict         string    `json:"verdict"`
 	Caveat          string    `json:"caveat"`
+	Reason          string    `json:"reason"`
 	Node            string    `json:"node"` // that reports
 	SourceNode      string    `json:"source_node"`
 	DestinationNode string    `json:"destination_node"`
@@ -118,12 +119,21 @@ func (r *seenRow) state() string {
 	return seenInferred
 }
 
+// otherCause reports whether something else than a policy is known to have refused.
+func (r *seenRow) otherCause() bool {
+	reason, err := flow.ParseReason(r.Reason)
+	return err == nil && reason.OtherCause()
+}
+
 // where says of whom a row tells something. A refusal tells of the node that
 // refused. What passed was let through, and what nobody answers may have been
 // refused, at each side that denies it.
 func (r *seenRow) where(state string) (keys []evidenceKey) {
 	refused := state == seenEnforced || state == seenUnexplained
 	for _, p := range r.policies {
+		if r.otherCause() || p.Kind == flow.KindNetfilter {
+			continue // no policy is to blame
+		}
 		node := r.DestinationNode
 		if p.Side == sideEgress {
 			node = r.SourceNode
@@ -150,7 +160,11 @@ func (e *evidence) add(state string, r *seenRow) {
 	}
 	e.counted[state][r.Node] += uint64(r.Connections)
 	if s, ok := e.latest[state]; !ok || r.LastSeen.After(s.at) {
-		e.latest[state] = sighting{r.LastSeen, fmt.Sprintf("%s -> %s, %s port %.0f", r.Source, r.Destination, r.Protocol, r.Port)}
+		text := fmt.Sprintf("%s -> %s, %s port %.0f", r.Source, r.Destination, r.Protocol, r.Port)
+		if r.otherCause() {
+			text += " (" + r.Reason + ")"
+		}
+		e.latest[state] = sighting{r.LastSeen, text}
 	}
 }
 

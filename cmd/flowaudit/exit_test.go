@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -67,7 +68,7 @@ func TestUsage(t *testing.T) {
 		t.Run(test.args, func(t *testing.T) {
 			r := flowaudit(t, nil, nil, strings.Fields(test.args)...)
 			if r.code != exitUsage || r.stdout != "" || !strings.HasPrefix(r.stderr, "flowaudit: ") || !strings.Contains(r.stderr, test.want) ||
-				!strings.HasSuffix(r.stderr, "See flowaudit --help.\n") {
+				!regexp.MustCompile(`\nSee flowaudit( \w+)* --help\.\n$`).MatchString(r.stderr) {
 				t.Errorf("exit code %d, standard output %q, error %q; want %q", r.code, r.stdout, r.stderr, test.want)
 			}
 		})
@@ -82,7 +83,7 @@ func TestTheCollectorsErrors(t *testing.T) {
 			code int
 			want string
 		}{
-			{status.Error(codes.InvalidArgument, "no question \"nods\": there are nodes"), exitUsage, "flowaudit: no question \"nods\": there are nodes\nSee flowaudit --help.\n"},
+			{status.Error(codes.InvalidArgument, "no question \"nods\": there are nodes"), exitUsage, "flowaudit: no question \"nods\": there are nodes\nSee flowaudit " + strings.Fields(command)[0] + " --help.\n"},
 			{status.Error(codes.Internal, "read flows: disk"), exitError, ": read flows: disk\n"},
 			{status.Error(codes.Unavailable, "gone"), exitError, "gone: start flowaudit-collector, or name it with --server\n"},
 			{status.Error(codes.DeadlineExceeded, "late"), exitError, "within 30s: narrow the question, or raise --timeout\n"},
@@ -92,6 +93,35 @@ func TestTheCollectorsErrors(t *testing.T) {
 				t.Errorf("%s: exit code %d, %q; want %d, %q", command, r.code, r.stderr, test.code, test.want)
 			}
 		}
+	}
+}
+
+// TestWhoseHelp: a mistake leads to the help of the subcommand it was made in.
+func TestWhoseHelp(t *testing.T) {
+	for args, want := range map[string]string{
+		"observ":                    "flowaudit",
+		"--sever x":                 "flowaudit",
+		"observe --since yesterday": "flowaudit observe",
+		"observe --unknown":         "flowaudit observe",
+		"policy evl":                "flowaudit policy",
+		"policy eval --manifest x":  "flowaudit policy eval",
+		"policy lint -o xml":        "flowaudit policy lint",
+		"query":                     "flowaudit query",
+	} {
+		if r := flowaudit(t, nil, nil, strings.Fields(args)...); r.code != exitUsage || !strings.HasSuffix(r.stderr, "\nSee "+want+" --help.\n") {
+			t.Errorf("%s: exit code %d, %q; want the help of %s", args, r.code, r.stderr, want)
+		}
+	}
+}
+
+func TestWhoseHelpAsAPlugin(t *testing.T) {
+	var stderr strings.Builder
+	code := run(t.Context(), environment{
+		name: "kubectl-flowaudit", args: []string{"policy", "lint", "-o", "xml"}, stdout: io.Discard, stderr: &stderr,
+		getenv: func(string) string { return "" }, now: time.Now,
+	})
+	if code != exitUsage || !strings.HasPrefix(stderr.String(), "kubectl flowaudit: ") || !strings.HasSuffix(stderr.String(), "\nSee kubectl flowaudit policy lint --help.\n") {
+		t.Errorf("exit code %d, %q", code, stderr.String())
 	}
 }
 

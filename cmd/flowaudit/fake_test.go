@@ -44,6 +44,9 @@ type collector struct {
 	err      error // at the end of an answer
 	hang     bool  // the answer has no end
 	recorded *recorded
+	objects  map[int64][][]byte // by the time that is asked for; 0 is now
+	limits   []string
+	alerts   alertsFake
 
 	mu       sync.Mutex
 	observed *flowauditv1.ObserveRequest
@@ -113,6 +116,7 @@ func (c *collector) listen(t *testing.T) string {
 	}
 	s := grpc.NewServer()
 	flowauditv1.RegisterQueryServer(s, c)
+	flowauditv1.RegisterAlertsServer(s, c.alerts)
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(s.Stop)
 	return "unix:" + path

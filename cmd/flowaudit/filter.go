@@ -105,6 +105,9 @@ func (f *filterFlags) register(fs *pflag.FlagSet) {
 	add("verdict", "", "denied (or dropped), allowed (or forwarded), unanswered, unknown", false, appendParsed(flow.ParseVerdict, func(s *flow.Selector) *[]flow.Verdict { return &s.Verdicts }))
 	add("assessment", "", "how the verdict compares with the policies: allowed, enforced, unenforced, unexplained, unanswered, unknown", false,
 		appendParsed(flow.ParseAssessment, func(s *flow.Selector) *[]flow.Assessment { return &s.Assessments }))
+	add("reason", "", "why the verdict: "+codeNames(flow.Reasons()), false, appendParsed(flow.ParseReason, func(s *flow.Selector) *[]flow.Reason { return &s.Reasons }))
+	add("caveat", "", "why the assessment is not more than it is: "+codeNames(flow.Caveats()), false, appendParsed(flow.ParseCaveat, func(s *flow.Selector) *[]flow.Caveat { return &s.Caveats }))
+	add("refused-at", "", "where connections between nodes were stopped: egress, ingress or between", false, appendParsed(flow.ParsePlace, func(s *flow.Selector) *[]flow.Place { return &s.RefusedAt }))
 	add("traffic-direction", "", "ingress or egress", false, appendParsed(flow.ParseDirection, func(s *flow.Selector) *[]flow.Direction { return &s.Directions }))
 	add("node-name", "", "the node that reports", false, func(s *flow.Selector, v string) error { s.Nodes = append(s.Nodes, v); return nil })
 	add("cluster", "", "the cluster", false, func(s *flow.Selector, v string) error { s.Clusters = append(s.Clusters, v); return nil })
@@ -121,6 +124,15 @@ func (f *filterFlags) done() error {
 		return fmt.Errorf("-A and -n exclude each other")
 	}
 	return nil
+}
+
+// codeNames lists what values are called.
+func codeNames[T fmt.Stringer](values []T) string {
+	var out []string
+	for _, v := range values {
+		out = append(out, v.String())
+	}
+	return strings.Join(out, ", ")
 }
 
 func appendParsed[T any](parse func(string) (T, error), list func(*flow.Selector) *[]T) func(*flow.Selector, string) error {

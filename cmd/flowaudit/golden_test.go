@@ -81,7 +81,7 @@ func TestCoverageLines(t *testing.T) {
 		c.observe = append(c.observe, &flowauditv1.ObserveResponse{Flows: flowauditv1.FromFlows(sampleFlows()[:1]), Coverage: flowauditv1.FromCoverage(news)})
 		golden(t, "observe-follow", transcript(flowaudit(t, c, nil, "observe", "-f"), "observe", "-f"))
 	})
-	t.Run("of no time", func(t *testing.T) {
+	t.Run("nothing stored", func(t *testing.T) {
 		c := &collector{observe: []*flowauditv1.ObserveResponse{{Coverage: flowauditv1.FromCoverage(flow.Coverage{Since: here, Until: here, Nodes: []flow.NodeCoverage{{Node: "node-1"}}})}}}
 		golden(t, "coverage-no-time", transcript(flowaudit(t, c, nil, "observe"), "observe"))
 	})

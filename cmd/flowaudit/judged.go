@@ -11,6 +11,7 @@ import (
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
 	"github.com/flowaudit/flowaudit/policy"
+	"github.com/flowaudit/flowaudit/policy/other"
 )
 
 // judged is a cluster with its policies compiled.
@@ -245,24 +246,53 @@ func (j *judged) where(r flow.PolicyRef) string {
 // tellProblems says which policies could not be compiled, each with its place.
 func (j *judged) tellProblems(s *source) {
 	for _, p := range j.policies.Problems() {
-		file, line := j.Position("NetworkPolicy", p.Namespace, p.Policy, p.Field)
-		fmt.Fprintf(s.env.stderr, "%s:%d: %s: what it decides is unknown\n", file, line, p)
+		at := ""
+		if file, line := j.Position("NetworkPolicy", p.Namespace, p.Policy, p.Field); line > 0 {
+			at = fmt.Sprintf("%s:%d: ", file, line)
+		}
+		fmt.Fprintf(s.env.stderr, "%s%s: what it decides is unknown\n", at, p)
 	}
 }
 
-// load reads the objects and compiles the policies.
-func (s *source) load(more ...string) (*judged, error) {
-	o, err := s.objects(more...)
-	if err != nil {
-		return nil, err
+// otherwise names the policies of other kinds that select an end of a
+// connection, or may.
+func (j *judged) otherwise(ends ...end) (out []string) {
+	if len(j.OtherPolicies) == 0 {
+		return nil
 	}
-	if err := s.usable(o); err != nil {
-		return nil, err
+	var policies []*other.Policy
+	for _, p := range j.OtherPolicies {
+		policies = append(policies, other.Read(p.Group, p.Kind, p.Namespace, p.Name, p.Object))
 	}
-	j, err := judge(o)
-	if err != nil {
-		return nil, err
+	set := other.NewSet(policies)
+	add := func(p *other.Policy, what string) {
+		text := p.String() + " selects " + what
+		if p.Doubt != "" {
+			text = p.String() + " may select " + what + ": " + p.Doubt
+		}
+		if !slices.Contains(out, text) {
+			out = append(out, text)
+		}
 	}
-	j.tellProblems(s)
-	return j, nil
+	for _, e := range ends {
+		at := e.addr
+		if e.pod != nil {
+			at = e.pod.End()
+		}
+		switch at.Kind {
+		case flow.EndpointPod:
+			labels, known := at.Class.NamespaceLabels()
+			if !known {
+				labels = nil
+			}
+			for _, p := range set.Selecting(&other.Pod{Namespace: at.Class.Namespace(), NamespaceLabels: labels, Labels: at.Class.Labels()}) {
+				add(p, at.Class.Namespace()+"/"+at.Pod)
+			}
+		case flow.EndpointNode:
+			for _, p := range set.SelectingNodes() {
+				add(p, "nodes, perhaps "+at.Node)
+			}
+		}
+	}
+	return out
 }

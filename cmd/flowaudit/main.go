@@ -81,7 +81,7 @@ func run(ctx context.Context, env environment) int {
 	root := newRoot(env)
 	began := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { began = true }
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !began {
 		err = usageError{err}
 	}
@@ -97,7 +97,7 @@ func run(ctx context.Context, env environment) int {
 	case errors.Is(err, syscall.EPIPE):
 		return exitOK // the reader has seen enough
 	case errors.As(err, &usage):
-		fmt.Fprintf(env.stderr, "%s: %v\nSee %s --help.\n", root.DisplayName(), err, root.DisplayName())
+		fmt.Fprintf(env.stderr, "%s: %v\nSee %s --help.\n", root.DisplayName(), err, cmd.CommandPath())
 		return exitUsage
 	}
 	fmt.Fprintf(env.stderr, "%s: %v\n", root.DisplayName(), err)
@@ -136,7 +136,7 @@ who tried and was refused, and what the answer stands on.`,
 	fs.StringVar(&c.dial.Address, "server", c.dial.Address, "`address` of the collector, host:port or unix:PATH (or $FLOWAUDIT_SERVER)")
 	fs.DurationVar(&c.timeout, "timeout", 30*time.Second, "how long to wait for an answer; following has no end")
 	c.dial.Flags(fs)
-	root.AddCommand(newObserve(c), newStatus(c), newQuery(c), newSQL(c), newSuggest(c), newReplay(c), newUnused(c), newDoctor(c), newPolicy(env), newVersion(env))
+	root.AddCommand(newObserve(c), newStatus(c), newQuery(c), newSQL(c), newSuggest(c), newReplay(c), newUnused(c), newDoctor(c), newAlerts(c), newPolicy(c), newVersion(env))
 	return root
 }
 
@@ -149,6 +149,12 @@ func newVersion(env environment) *cobra.Command {
 
 // ask connects and gives the service to f.
 func (c *client) ask(ctx context.Context, unending bool, f func(context.Context, flowauditv1.QueryClient) error) error {
+	return c.connect(ctx, unending, func(ctx context.Context, conn *grpc.ClientConn) error {
+		return f(ctx, flowauditv1.NewQueryClient(conn))
+	})
+}
+
+func (c *client) connect(ctx context.Context, unending bool, f func(context.Context, *grpc.ClientConn) error) error {
 	conn, err := c.dial.Conn()
 	if err != nil {
 		return usageError{err}
@@ -159,7 +165,7 @@ func (c *client) ask(ctx context.Context, unending bool, f func(context.Context,
 		ctx, cancel = context.WithTimeout(ctx, c.timeout)
 		defer cancel()
 	}
-	return c.explain(f(ctx, flowauditv1.NewQueryClient(conn)))
+	return c.explain(f(ctx, conn))
 }
 
 // explain says in the user's words why the collector did not answer.
@@ -169,10 +175,12 @@ func (c *client) explain(err error) error {
 		return err
 	}
 	switch s.Code() {
-	case codes.InvalidArgument:
+	case codes.InvalidArgument, codes.NotFound:
 		return usageError{errors.New(s.Message())}
 	case codes.Unavailable:
 		return fmt.Errorf("connect to the collector at %s: %s: start flowaudit-collector, or name it with --server", c.dial.Address, dialFault(s.Message()))
+	case codes.Unimplemented:
+		return fmt.Errorf("the collector at %s does not know this question: it is older than this flowaudit %s", c.dial.Address, version)
 	case codes.DeadlineExceeded:
 		return fmt.Errorf("no answer from the collector at %s within %s: narrow the question, or raise --timeout", c.dial.Address, c.timeout)
 	}

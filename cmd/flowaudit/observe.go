@@ -81,6 +81,7 @@ error, with the coverage it stands on: what each node could not see, and when.`,
 	complete("verdict", "denied", "allowed", "unanswered", "unknown")
 	complete("protocol", "tcp", "udp", "sctp", "icmp", "icmpv6")
 	complete("traffic-direction", "ingress", "egress")
+	complete("refused-at", "egress", "ingress", "between")
 	complete("assessment", "allowed", "enforced", "unenforced", "unexplained", "unanswered", "unknown")
 	complete("output", "compact", "table", "wide", "json", "yaml", "jsonpath=")
 	complete("color", "auto", "always", "never")

@@ -137,6 +137,14 @@ func whyText(f *flow.Flow) string {
 	return strings.Join(parts, ", ")
 }
 
+// placeText is empty for a place that is not known.
+func placeText(p flow.Place) string {
+	if p == flow.PlaceUnknown {
+		return ""
+	}
+	return p.String()
+}
+
 // policiesText names policies, each once.
 func policiesText(refs []flow.PolicyRef) string {
 	var names []string
@@ -268,7 +276,7 @@ func newTablePrinter(w io.Writer, wide bool, o printOptions) *tablePrinter {
 
 func (p *tablePrinter) print(f *flow.Flow) error {
 	if !p.started && p.o.headers {
-		headers := []string{"TIME", p.o.colored(foreground, "VERDICT"), "SOURCE", "DESTINATION", "PORT", "PROTOCOL", "CONNECTIONS", "BYTES", "REASON"}
+		headers := []string{"TIME", p.o.colored(foreground, "VERDICT"), "SOURCE", "DESTINATION", "PORT", "PROTOCOL", "CONNECTIONS", "BYTES", "REASON", "REFUSED AT"}
 		if p.wide {
 			headers = append(headers, "EXPECTED", "ASSESSMENT", "POLICIES", "DIRECTION", "NODE", "SERVICE", "SOURCE WORKLOAD", "DESTINATION WORKLOAD", "SOURCE LABELS", "DESTINATION LABELS", "FLAGS")
 		}
@@ -291,7 +299,7 @@ func (p *tablePrinter) print(f *flow.Flow) error {
 	cells := []string{
 		f.Start.In(p.o.location).Format("2006-01-02 15:04:05.000"), p.o.colored(verdictColor(f.Verdict), verdictText(f)),
 		endName(f.Source, f.Src), endName(f.Destination, f.Dst), port, f.Protocol.String(),
-		strconv.FormatUint(f.Connections, 10), size, orDash(f.Reason.String()),
+		strconv.FormatUint(f.Connections, 10), size, orDash(f.Reason.String()), orDash(placeText(f.RefusedAt())),
 	}
 	if p.wide {
 		service := "-"

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -62,9 +60,9 @@ func (p *past) fetch(ctx context.Context, since, until time.Time) (h *history.Hi
 		if in.Edges, in.Coverage, err = p.edges(ctx, q, since, until, progress); err != nil {
 			return err
 		}
-		cluster, err := p.oneCluster(in.Edges)
+		cluster, err := history.OneCluster(in.Edges, p.cluster)
 		if err != nil {
-			return err
+			return usageError{fmt.Errorf("--cluster: %w", err)}
 		}
 		if in.Changes, err = changes(ctx, q, since, until, cluster); err != nil {
 			return err
@@ -102,27 +100,6 @@ func (p *past) edges(ctx context.Context, q flowauditv1.QueryClient, since, unti
 		}
 		progress.show(int64(len(edges)), 0)
 	}
-}
-
-// oneCluster is the cluster that is meant: the only one, unless it was said.
-func (p *past) oneCluster(edges []*flow.Edge) (string, error) {
-	if p.cluster != "" {
-		return p.cluster, nil
-	}
-	var clusters []string
-	for _, e := range edges {
-		if !slices.Contains(clusters, e.Cluster) {
-			clusters = append(clusters, e.Cluster)
-		}
-	}
-	switch len(clusters) {
-	case 0:
-		return "", nil
-	case 1:
-		return clusters[0], nil
-	}
-	slices.Sort(clusters)
-	return "", usageError{fmt.Errorf("which cluster? --cluster %s", strings.Join(clusters, ", or --cluster "))}
 }
 
 // changes asks for the timeline.

@@ -140,6 +140,7 @@ func TestSuggestRefusesWhatCannotBe(t *testing.T) {
 		{[]string{"-A", "--cluster-cidr", "10"}, "is no CIDR"},
 		{[]string{"-A", "--dns-cache", "dns"}, "is no IP address"},
 		{[]string{"-A", "--ready-after", "soon"}, "want a time such as 7d"},
+		{[]string{"-A", "--cronjobs", "cluster"}, "--cronjobs cluster needs a kubeconfig"},
 		{[]string{"-A", "-o", "xml"}, "want yaml, json or dir"},
 		{[]string{"-A", "--since", "1h", "--until", "2h"}, "is before --since"},
 		{[]string{"-A", "--workload", "a/b/c/d"}, "is no workload"},

@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-
-	"github.com/flowaudit/flowaudit/kube"
 )
 
 // Exit codes of the subcommands of policy.
@@ -21,84 +19,35 @@ const (
 	exitChanged   = 5 // diff --exit-code found a change
 )
 
-func newPolicy(env environment) *cobra.Command {
+func newPolicy(c *client) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "policy",
 		Short: "Say what NetworkPolicies allow, why, and what is wrong with them",
-		Long: `Judges NetworkPolicies from files, without a cluster: who may reach whom, which
+		Long: `Judges NetworkPolicies, of the cluster or from files: who may reach whom, which
 rule decides, what a change would do, and what the policies say other than was
 likely meant.
 
---manifests takes files, directories and - for standard input, such as the
-output of
+The objects come from
+  --manifests    files, directories and - for standard input, without a cluster;
+  --kubeconfig, --context or --in-cluster
+                 an API server, with the rights in deploy/rbac/reader.yaml;
+  --server or --at
+                 the collector, as it knows them now or of an earlier time.
+Without any of these the collector of $FLOWAUDIT_SERVER is asked if that is set,
+else the API server that kubectl would ask, else the collector at its usual
+address.
 
-  kubectl get ns,nodes,pods,svc,netpol -A -o yaml
-
-Workloads without pods stand for one pod of their name.`,
-		Example: `  flowaudit policy eval --manifests cluster/ --connections connections.csv
-  flowaudit policy explain --manifests cluster/ --from shop/web-0 --to shop/db-0 --port 3306
-  flowaudit policy lint --manifests cluster/`,
+In files, workloads without pods stand for one pod of their name.`,
+		Example: `  flowaudit policy explain --from shop/web-0 --to shop/db-0 --port 3306
+  flowaudit policy lint --context prod
+  flowaudit policy diff --after policies-new/
+  flowaudit policy eval --manifests cluster/ --connections connections.csv`,
 		Args: cobra.NoArgs,
+		// A misspelt subcommand is a mistake, and not a question for help.
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newPolicyEval(env), newPolicyExplain(env), newPolicyMatrix(env), newPolicyDiff(env), newPolicyLint(env))
+	cmd.AddCommand(newPolicyEval(c), newPolicyExplain(c), newPolicyMatrix(c), newPolicyDiff(c), newPolicyLint(c))
 	return cmd
-}
-
-// source says where a subcommand of policy has its objects from.
-type source struct {
-	env       environment
-	manifests []string
-}
-
-func newSource(cmd *cobra.Command, env environment) *source {
-	s := &source{env: env}
-	cmd.Flags().StringArrayVarP(&s.manifests, "manifests", "m", nil, "`file`, directory or - with the cluster's objects; may be repeated")
-	return s
-}
-
-// objects reads the cluster's objects. Problems in them are not yet told.
-func (s *source) objects(more ...string) (*kube.Snapshot, error) {
-	paths := append(append([]string(nil), s.manifests...), more...)
-	if len(paths) == 0 {
-		return nil, usageError{errors.New("which objects? --manifests names files and directories with them")}
-	}
-	progress := newProgress(s.env, "reading manifests")
-	defer progress.clear()
-	return kube.Load(paths, kube.LoadOptions{
-		Stdin:    s.env.stdin,
-		Progress: func(done, all int64) { progress.show(done, all) },
-	})
-}
-
-// usable tells the problems of objects, and fails if there are any: an answer
-// without the object that cannot be read may be wrong.
-func (s *source) usable(o *kube.Snapshot) error {
-	for _, p := range o.Problems {
-		fmt.Fprintln(s.env.stderr, p.Error())
-	}
-	if n := len(o.Problems); n > 0 {
-		return fmt.Errorf("read manifests: %d %s: correct %s, or leave the file out", n, plural(uint64(n), "problem"), itOrThem(n))
-	}
-	if len(o.OtherPolicies) > 0 {
-		fmt.Fprintf(s.env.stderr, "warning: not taken into account: %s\n", some(o.OtherPolicies))
-	}
-	return nil
-}
-
-func itOrThem(n int) string {
-	if n == 1 {
-		return "it"
-	}
-	return "them"
-}
-
-// some lists the first of many names.
-func some(names []string) string {
-	const shown = 5
-	if len(names) <= shown {
-		return strings.Join(names, ", ")
-	}
-	return fmt.Sprintf("%s and %d more", strings.Join(names[:shown], ", "), len(names)-shown)
 }
 
 // noArguments refuses arguments in a way that says what was likely meant.

@@ -14,38 +14,54 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flowaudit/flowaudit/flow"
+	"github.com/flowaudit/flowaudit/kube"
 )
 
 // policyDiff is the subcommand's options.
 type policyDiff struct {
 	*source
 	before, after []string
+	whole         bool
 	exitCode      bool
 	output        string
 }
 
-func newPolicyDiff(env environment) *cobra.Command {
+func newPolicyDiff(c *client) *cobra.Command {
 	o := &policyDiff{}
 	cmd := &cobra.Command{
 		Use:   "diff",
 		Short: "Show which connections a change allows or denies",
 		Long: `Compares two states of a cluster: which ports between workloads become allowed,
-and which become denied, with the policies that decide. What both have in common,
-such as pods and namespaces, can be given by --manifests.
+and which become denied, with the policies that decide.
 
-Exit codes: 0; with --exit-code 5 if anything changes; 1 files cannot be read.`,
-		Example: `  # what a change of policies would do
+Without --before, or without --after, that state is the cluster as it is, and the
+files of the other one are applied to it: they add objects, and replace those of
+the same name. With --whole they are all policies there are. With --at the state
+before is that of an earlier time.
+
+With both, the files are all there is; what both have in common, such as pods and
+namespaces, can be given by --manifests.
+
+Exit codes: 0; with --exit-code 5 if anything changes; 1 the objects cannot be
+read.`,
+		Example: `  # what a change of policies would do to the cluster
+  flowaudit policy diff --after policies-new/
+
+  # what has changed since yesterday
+  flowaudit policy diff --at 24h
+
+  # the same of files
   flowaudit policy diff --manifests objects/ --before policies/ --after policies-new/
 
-  # what changed since yesterday
   flowaudit policy diff --before yesterday.yaml --after today.yaml -o json`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
 	}
-	o.source = newSource(cmd, env)
+	o.source = newOnlineSource(cmd, c)
 	fs := cmd.Flags()
 	fs.StringArrayVar(&o.before, "before", nil, "`files` or directories with the objects before; may be repeated")
 	fs.StringArrayVar(&o.after, "after", nil, "`files` or directories with the objects after; may be repeated")
+	fs.BoolVar(&o.whole, "whole", false, "the files are all policies there are, where they are applied to the cluster")
 	fs.BoolVar(&o.exitCode, "exit-code", false, "exit with 5 if anything changes")
 	choices(cmd, &o.output, "output", "o", "text", "`format`: text, csv or json (one object a line)", "text", "csv", "json")
 	return cmd
@@ -72,16 +88,9 @@ func (o *policyDiff) run(ctx context.Context) error {
 	if err := oneOf("output", o.output, "text", "csv", "json"); err != nil {
 		return err
 	}
-	if len(o.before) == 0 || len(o.after) == 0 {
-		return usageError{errors.New("what changes? --before and --after name files and directories")}
-	}
-	before, err := o.load(o.before...)
+	before, after, err := o.states(ctx)
 	if err != nil {
-		return fmt.Errorf("before: %w", err)
-	}
-	after, err := o.load(o.after...)
-	if err != nil {
-		return fmt.Errorf("after: %w", err)
+		return err
 	}
 	d := differ{before: before, after: after}
 	d.match()
@@ -110,6 +119,68 @@ func (o *policyDiff) run(ctx context.Context) error {
 		return exitCode(exitChanged)
 	}
 	return nil
+}
+
+// states reads the two states.
+func (o *policyDiff) states(ctx context.Context) (before, after *judged, err error) {
+	one, other := func() (*kube.Snapshot, error) { return o.files(nil, append(o.manifests, o.before...)...) },
+		func() (*kube.Snapshot, error) { return o.files(nil, append(o.manifests, o.after...)...) }
+	both := len(o.before) > 0 && len(o.after) > 0
+	switch {
+	case !both && len(o.manifests) > 0, len(o.before)+len(o.after) == 0 && o.at == "":
+		return nil, nil, usageError{errors.New("what changes? --before and --after name files and directories; without --manifests, one of them suffices: the other is the cluster")}
+	case !both || o.named():
+		then, now, err := o.cluster(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		one, other = func() (*kube.Snapshot, error) { return o.apply(then, o.before) }, func() (*kube.Snapshot, error) { return o.apply(now, o.after) }
+	case o.whole:
+		return nil, nil, usageError{errors.New("--whole is about files that are applied to the cluster: without one, files are all there is")}
+	}
+	if before, err = o.state(one); err != nil {
+		return nil, nil, fmt.Errorf("before: %w", err)
+	}
+	if after, err = o.state(other); err != nil {
+		return nil, nil, fmt.Errorf("after: %w", err)
+	}
+	return before, after, nil
+}
+
+func (o *policyDiff) state(read func() (*kube.Snapshot, error)) (*judged, error) {
+	objects, err := read()
+	if err != nil {
+		return nil, err
+	}
+	return o.compile(objects)
+}
+
+// cluster reads the cluster as it is, and as it was if that is asked for.
+func (o *policyDiff) cluster(ctx context.Context) (then, now *kube.Snapshot, err error) {
+	from, err := o.origin()
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case from == fromServer:
+		now, err = o.apiServer(ctx)
+		return now, now, err
+	}
+	if now, err = o.collector(ctx, ""); err != nil || o.at == "" {
+		return now, now, err
+	}
+	then, err = o.collector(ctx, o.at)
+	return then, now, err
+}
+
+// apply gives the cluster with files applied to it.
+func (o *policyDiff) apply(cluster *kube.Snapshot, files []string) (*kube.Snapshot, error) {
+	if len(files) == 0 {
+		return cluster, nil
+	}
+	if o.whole {
+		cluster = cluster.WithoutPolicies()
+	}
+	return o.files(cluster, files...)
 }
 
 // differ compares two states.

@@ -26,7 +26,7 @@ type policyEval struct {
 	output      string
 }
 
-func newPolicyEval(env environment) *cobra.Command {
+func newPolicyEval(c *client) *cobra.Command {
 	o := &policyEval{}
 	cmd := &cobra.Command{
 		Use:   "eval",
@@ -38,16 +38,19 @@ src and dst are namespace/pod, or an address. The answer has the columns src,
 dst, protocol, port and verdict: allow, deny or unknown.
 
 Exit codes: 0 all are decided; 2 some are unknown, each with a line on standard
-error; 1 files cannot be read.`,
+error; 1 the objects or the connections cannot be read.`,
 		Example: `  flowaudit policy eval --manifests cluster/ --connections connections.csv
 
-  # from the cluster as it is now, with the rules that decide
+  # by the cluster as it is now, with the rules that decide
+  flowaudit policy eval --connections connections.csv -o json
+
+  # the same, of what kubectl may read
   kubectl get ns,nodes,pods,svc,netpol -A -o yaml |
-    flowaudit policy eval --manifests - --connections connections.csv -o json`,
+    flowaudit policy eval --manifests - --connections connections.csv`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
 	}
-	o.source = newSource(cmd, env)
+	o.source = newOnlineSource(cmd, c)
 	cmd.Flags().StringVarP(&o.connections, "connections", "c", "", "CSV `file` with the connections; - is standard input")
 	choices(cmd, &o.output, "output", "o", "csv", "`format`: csv, or json (one object a line, with the rules)", "csv", "json")
 	return cmd
@@ -65,7 +68,7 @@ func (o *policyEval) run(ctx context.Context) error {
 	}
 	// A short run with memory to spare: collecting it seldom is a fifth faster.
 	defer debug.SetGCPercent(debug.SetGCPercent(300))
-	j, err := o.load()
+	j, err := o.load(ctx)
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ type policyExplain struct {
 	output                   string
 }
 
-func newPolicyExplain(env environment) *cobra.Command {
+func newPolicyExplain(c *client) *cobra.Command {
 	o := &policyExplain{}
 	cmd := &cobra.Command{
 		Use:   "explain",
@@ -29,14 +29,24 @@ func newPolicyExplain(env environment) *cobra.Command {
 it names the rule that came closest, the one thing that fails, and the smallest
 change that would allow it.
 
-Exit codes: 0 allowed or denied; 2 it cannot be decided; 1 files cannot be read,
-or an end is not among the objects.`,
-		Example: `  flowaudit policy explain --manifests cluster/ --from shop/web-0 --to shop/db-0 --port 3306
+--at explains by the policies, labels and addresses of an earlier time, as far as
+the collector knows them. A workload of which no pod of that time is remembered
+stands for one pod of its name.
+
+Policies of other kinds, such as Cilium's, are not judged; those that select an
+end are named.
+
+Exit codes: 0 allowed or denied; 2 it cannot be decided; 1 the objects cannot be
+read, or an end is not among them.`,
+		Example: `  flowaudit policy explain --from shop/web-0 --to shop/db-0 --port 3306
+  flowaudit policy explain --server collector:4245 --at 2h --from shop/web-0 --to shop/db-0 --port 3306
+  flowaudit policy explain --manifests cluster/ --from shop/web-0 --to shop/db-0 --port 3306
   flowaudit policy explain --manifests cluster/ --from shop/api-0 --to 203.0.113.7 --port 443 -o json`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
 	}
-	o.source = newSource(cmd, env)
+	o.source = newOnlineSource(cmd, c)
+	o.precise = true
 	fs := cmd.Flags()
 	fs.StringVar(&o.from, "from", "", "the `end` that connects: namespace/pod, or an address")
 	fs.StringVar(&o.to, "to", "", "the `end` that is connected to: namespace/pod, or an address")
@@ -46,7 +56,7 @@ or an end is not among the objects.`,
 	return cmd
 }
 
-func (o *policyExplain) run(context.Context) error {
+func (o *policyExplain) run(ctx context.Context) error {
 	if err := oneOf("output", o.output, "text", "json"); err != nil {
 		return err
 	}
@@ -64,7 +74,7 @@ func (o *policyExplain) run(context.Context) error {
 	if port == 0 && protocol.HasPorts() {
 		return usageError{fmt.Errorf("which port? --port is needed for %s", protocol)}
 	}
-	j, err := o.load()
+	j, err := o.load(ctx)
 	if err != nil {
 		return err
 	}
@@ -78,7 +88,7 @@ func (o *policyExplain) run(context.Context) error {
 	}
 	c := connection(src, dst, protocol, port)
 	x := j.policies.Explain(&c)
-	if err := o.show(j, x); err != nil {
+	if err := o.show(j, x, j.otherwise(src, dst)); err != nil {
 		return err
 	}
 	if x.Verdict == flow.VerdictUnknown.String() {
@@ -93,9 +103,12 @@ type explained struct {
 	// Files are file:line of each policy and rule that is named, as
 	// "namespace/name" or "namespace/name ingress[0]".
 	Files map[string]string `json:"files,omitempty"`
+	// OtherPolicies are policies of other kinds that select an end, or may:
+	// they are not judged.
+	OtherPolicies []string `json:"other_policies,omitempty"`
 }
 
-func (o *policyExplain) show(j *judged, x *policy.Explanation) error {
+func (o *policyExplain) show(j *judged, x *policy.Explanation, others []string) error {
 	files := make(map[string]string)
 	var order []string
 	for _, r := range named(x) {
@@ -111,10 +124,16 @@ func (o *policyExplain) show(j *judged, x *policy.Explanation) error {
 	if o.output == "json" {
 		e := json.NewEncoder(o.env.stdout)
 		e.SetIndent("", "  ")
-		return e.Encode(explained{x, files})
+		return e.Encode(explained{x, files, others})
 	}
 	if _, err := fmt.Fprint(o.env.stdout, x); err != nil {
 		return err
+	}
+	if len(others) > 0 {
+		fmt.Fprintln(o.env.stdout, "\nnot judged, and may decide otherwise")
+	}
+	for _, text := range others {
+		fmt.Fprintf(o.env.stdout, "  %s\n", text)
 	}
 	if len(order) > 0 {
 		fmt.Fprintln(o.env.stdout, "\nwritten in")

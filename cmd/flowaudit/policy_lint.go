@@ -24,7 +24,7 @@ type policyLint struct {
 	ignore []string
 }
 
-func newPolicyLint(env environment) *cobra.Command {
+func newPolicyLint(c *client) *cobra.Command {
 	o := &policyLint{}
 	cmd := &cobra.Command{
 		Use:   "lint",
@@ -34,8 +34,9 @@ effect, and what says other than was likely meant. Each finding has a code, such
 as FA201, whose page is docs/lint/FA201.md.
 
 Exit codes: 0 nothing is as severe as --fail-on; 3 the worst is a warning (or an
-info, with --fail-on info); 4 an error; 1 files cannot be read.`,
-		Example: `  flowaudit policy lint --manifests cluster/
+info, with --fail-on info); 4 an error; 1 the objects cannot be read.`,
+		Example: `  flowaudit policy lint --context prod
+  flowaudit policy lint --manifests cluster/
   flowaudit policy lint --manifests policies/ --ignore FA801,FA802 --fail-on error
 
   # for a code host that shows findings beside the lines
@@ -43,7 +44,7 @@ info, with --fail-on info); 4 an error; 1 files cannot be read.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
 	}
-	o.source = newSource(cmd, env)
+	o.source = newOnlineSource(cmd, c)
 	choices(cmd, &o.output, "output", "o", "text", "`format`: text, json or sarif", "text", "json", "sarif")
 	choices(cmd, &o.failOn, "fail-on", "", "warning", "the least `severity` that fails: info, warning, error or none", "info", "warning", "error", "none")
 	cmd.Flags().StringSliceVar(&o.ignore, "ignore", nil, "`codes` of rules to leave out")
@@ -64,7 +65,7 @@ type placed struct {
 	Line int    `json:"line,omitempty"`
 }
 
-func (o *policyLint) run(context.Context) error {
+func (o *policyLint) run(ctx context.Context) error {
 	if err := oneOf("output", o.output, "text", "json", "sarif"); err != nil {
 		return err
 	}
@@ -80,10 +81,11 @@ func (o *policyLint) run(context.Context) error {
 			return usageError{fmt.Errorf("--ignore %q: no rule has this code; docs/lint lists them", code)}
 		}
 	}
-	objects, err := o.objects()
+	objects, err := o.objects(ctx)
 	if err != nil {
 		return err
 	}
+	o.tellLimits(objects)
 	found := slices.DeleteFunc(lintObjects(objects), func(f placed) bool { return slices.Contains(o.ignore, f.Code) })
 	w := bufio.NewWriter(o.env.stdout)
 	write := map[string]func(io.Writer, []placed) error{"text": lintText, "json": lintJSON, "sarif": lintSARIF}[o.output]

@@ -20,7 +20,7 @@ type policyMatrix struct {
 	output   string
 }
 
-func newPolicyMatrix(env environment) *cobra.Command {
+func newPolicyMatrix(c *client) *cobra.Command {
 	o := &policyMatrix{}
 	cmd := &cobra.Command{
 		Use:   "matrix",
@@ -29,13 +29,14 @@ func newPolicyMatrix(env environment) *cobra.Command {
 other. "outside" stands for the addresses outside of the cluster. "some" are
 ports that are open to some pods of the workload, or some addresses outside, and
 closed to others. A workload's own line is about its pods among each other.`,
-		Example: `  flowaudit policy matrix --manifests cluster/
+		Example: `  flowaudit policy matrix --context prod
+  flowaudit policy matrix --manifests cluster/
   flowaudit policy matrix --manifests cluster/ --to shop/db --all
   flowaudit policy matrix --manifests cluster/ -o dot | dot -Tsvg > matrix.svg`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
 	}
-	o.source = newSource(cmd, env)
+	o.source = newOnlineSource(cmd, c)
 	fs := cmd.Flags()
 	fs.StringSliceVar(&o.from, "from", nil, "only from these: `names` of namespaces, or namespace/workload, or outside")
 	fs.StringSliceVar(&o.to, "to", nil, "only to these: `names` of namespaces, or namespace/workload, or outside")
@@ -65,7 +66,7 @@ func (o *policyMatrix) run(ctx context.Context) error {
 	if err := oneOf("output", o.output, "text", "csv", "json", "dot"); err != nil {
 		return err
 	}
-	j, err := o.load()
+	j, err := o.load(ctx)
 	if err != nil {
 		return err
 	}

@@ -76,7 +76,7 @@ func (o *replayCommand) change() (*replay.Change, error) {
 		return nil, usageError{errors.New("-n goes with --whole: it says of which namespaces the manifests are all policies")}
 	}
 	if len(o.manifests) > 0 {
-		objects, err := o.objects()
+		objects, err := o.files(nil, o.manifests...)
 		if err != nil {
 			return nil, err
 		}

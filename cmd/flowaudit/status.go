@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
@@ -51,11 +52,7 @@ minute, lost something in the last hour, or the collector has problems.`,
 func (c *client) showStatus(s *flowauditv1.StatusResponse, output string) error {
 	now := c.env.now()
 	if output == "json" {
-		text, err := statusJSON(s)
-		if err != nil {
-			return fmt.Errorf("format status: %w", err)
-		}
-		if _, err := c.env.stdout.Write(text); err != nil {
+		if err := c.writeMessage(s); err != nil {
 			return err
 		}
 	} else {
@@ -67,18 +64,20 @@ func (c *client) showStatus(s *flowauditv1.StatusResponse, output string) error 
 	return nil
 }
 
-// statusJSON formats anew: protojson varies its white space from build to build.
-func statusJSON(s *flowauditv1.StatusResponse) ([]byte, error) {
-	b, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(s)
+// writeMessage writes JSON, formatted anew: protojson varies its white space
+// from build to build.
+func (c *client) writeMessage(m proto.Message) error {
+	b, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("format answer: %w", err)
 	}
 	var out bytes.Buffer
 	if err := json.Indent(&out, b, "", "  "); err != nil {
-		return nil, err
+		return fmt.Errorf("format answer: %w", err)
 	}
 	out.WriteByte('\n')
-	return out.Bytes(), nil
+	_, err = c.env.stdout.Write(out.Bytes())
+	return err
 }
 
 func degraded(s *flowauditv1.StatusResponse, now time.Time) bool {

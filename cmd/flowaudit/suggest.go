@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	_ "time/tzdata" // schedules of CronJobs name zones that a small image lacks
 
@@ -27,6 +28,7 @@ type suggestCommand struct {
 	portSlack             float64
 	clusterCIDRs, caches  []string
 	cronJobs              []string
+	access                kube.Access // of cronJobs, where they are the cluster's
 	readyAfter            string
 	acceptScans, reject   []string
 	explain, requireReady bool
@@ -62,7 +64,7 @@ workload was not watched enough.`,
   flowaudit suggest -n shop --mode tighten
 
   # CronJobs are waited for
-  kubectl get cronjobs -A -o yaml | flowaudit suggest -n shop --cronjobs - --require-ready`,
+  flowaudit suggest -n shop --cronjobs cluster --require-ready`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
 	}
@@ -80,7 +82,9 @@ workload was not watched enough.`,
 	fs.StringSliceVar(&o.clusterCIDRs, "cluster-cidr", nil, "`CIDRs` of pods and Services, without which private ranges are not widened by --cidr-slack")
 	fs.Float64Var(&o.portSlack, "port-slack", 0, "the `share` of never-seen ports that a range of ports may cover, below 1")
 	fs.StringSliceVar(&o.caches, "dns-cache", nil, "`addresses` of the node-local DNS cache, whose packets nobody can see: the link-local one and the DNS Service's")
-	fs.StringArrayVar(&o.cronJobs, "cronjobs", nil, "`file`, directory or - with CronJobs, whose schedules are waited for; may be repeated")
+	fs.StringArrayVar(&o.cronJobs, "cronjobs", nil, "CronJobs whose schedules are waited for: cluster asks the API server; or a `file`, directory or - with them; may be repeated")
+	fs.StringVar(&o.access.Kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server, for --cronjobs cluster (default: $KUBECONFIG, or ~/.kube/config)")
+	fs.StringVar(&o.access.Context, "context", "", "`name` of the kubeconfig's context (default: its current one)")
 	fs.StringVar(&o.readyAfter, "ready-after", "7d", "how long a workload has to be watched")
 	fs.StringSliceVar(&o.acceptScans, "accept-scan", nil, "learn from this `source`, though it looks like a scan: namespace/workload or CIDR")
 	fs.StringSliceVar(&o.reject, "reject", nil, "learn nothing from traffic with this `end`: namespace/workload or CIDR")
@@ -91,7 +95,7 @@ workload was not watched enough.`,
 	return cmd
 }
 
-func (o *suggestCommand) options() (suggest.Options, error) {
+func (o *suggestCommand) options(ctx context.Context) (suggest.Options, error) {
 	out := suggest.Options{
 		Namespaces: o.namespaces, NoEgress: o.ingress && !o.egress, NoIngress: o.egress && !o.ingress, Mode: suggest.Mode(o.mode),
 		Isolation: suggest.Isolation(o.isolation), CIDRSlack: o.cidrSlack, PortSlack: o.portSlack, AcceptScans: o.acceptScans, Reject: o.reject,
@@ -127,7 +131,7 @@ func (o *suggestCommand) options() (suggest.Options, error) {
 	if out.ReadyAfter, err = parseDays("ready-after", o.readyAfter, o.env.now()); err != nil {
 		return out, err
 	}
-	if out.Schedules, err = o.schedules(); err != nil {
+	if out.Schedules, err = o.schedules(ctx); err != nil {
 		return out, err
 	}
 	if err := out.Validate(); err != nil {
@@ -136,34 +140,46 @@ func (o *suggestCommand) options() (suggest.Options, error) {
 	return out, nil
 }
 
+// fromCluster stands for the API server where files are named.
+const fromCluster = "cluster"
+
 // schedules reads CronJobs; nil if none are asked for.
-func (o *suggestCommand) schedules() ([]suggest.Schedule, error) {
+func (o *suggestCommand) schedules(ctx context.Context) ([]suggest.Schedule, error) {
 	if len(o.cronJobs) == 0 {
 		return nil, nil
 	}
-	objects, err := kube.Load(o.cronJobs, kube.LoadOptions{Stdin: o.env.stdin})
+	files := slices.DeleteFunc(slices.Clone(o.cronJobs), func(s string) bool { return s == fromCluster })
+	var out []suggest.Schedule
+	if len(files) < len(o.cronJobs) {
+		if !o.access.Usual(o.env.getenv) {
+			return nil, usageError{errors.New("--cronjobs cluster needs a kubeconfig: name it by --kubeconfig or $KUBECONFIG")}
+		}
+		ctx, cancel := context.WithTimeout(ctx, o.timeout)
+		defer cancel()
+		jobs, err := kube.FetchCronJobs(ctx, kube.FetchOptions{Access: o.access, UserAgent: "flowaudit/" + version})
+		if err != nil {
+			return nil, err
+		}
+		out = suggest.Schedules(jobs)
+	}
+	if len(files) == 0 {
+		return out, nil
+	}
+	objects, err := kube.Load(files, kube.LoadOptions{Stdin: o.env.stdin})
 	if err != nil {
 		return nil, err
 	}
 	for _, p := range objects.Problems {
 		fmt.Fprintln(o.env.stderr, p.Error())
 	}
-	out := []suggest.Schedule{}
-	for _, c := range objects.CronJobs {
-		s := suggest.Schedule{Namespace: c.Namespace, Name: c.Name, Cron: c.Spec.Schedule, Created: c.CreationTimestamp.Time, Suspended: c.Spec.Suspend != nil && *c.Spec.Suspend}
-		if c.Spec.TimeZone != nil {
-			s.TimeZone = *c.Spec.TimeZone
-		}
-		out = append(out, s)
-	}
-	return out, nil
+	return append(out, suggest.Schedules(objects.CronJobs)...), nil
 }
 
 func (o *suggestCommand) run(ctx context.Context) error {
 	if err := oneOf("output", o.output, "yaml", "json", "dir"); err != nil {
 		return err
 	}
-	options, err := o.options()
+	options, err := o.options(ctx)
 	if err != nil {
 		return err
 	}

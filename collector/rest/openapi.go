@@ -13,12 +13,11 @@ func compactJSON(to *bytes.Buffer, from []byte) error { return json.Compact(to, 
 // object is a JSON object.
 type object = map[string]any
 
-// openAPI describes the methods of a service in OpenAPI 3.1.
-func openAPI(methods protoreflect.MethodDescriptors) ([]byte, error) {
+// openAPI describes methods in OpenAPI 3.1.
+func openAPI(methods []protoreflect.MethodDescriptor) ([]byte, error) {
 	schemas := make(object)
 	paths := make(object)
-	for i := range methods.Len() {
-		m := methods.Get(i)
+	for _, m := range methods {
 		kind := "application/json"
 		if m.IsStreamingServer() {
 			kind = "application/x-ndjson"

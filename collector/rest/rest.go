@@ -1,4 +1,4 @@
-// Package rest serves a gRPC service as JSON over HTTP, and describes it as OpenAPI.
+// Package rest serves gRPC services as JSON over HTTP, and describes them as OpenAPI.
 package rest
 
 import (
@@ -23,23 +23,35 @@ import (
 // maxRequest bounds a request in bytes.
 const maxRequest = 4 << 20
 
-// Handler serves the methods of a service at POST /v1/NAME, each with the
+// Service is a gRPC service and who implements it.
+type Service struct {
+	Desc           *grpc.ServiceDesc
+	Implementation any
+}
+
+// Handler serves the methods of services at POST /v1/NAME, each with the
 // request's message as JSON: a unary method answers one message, a method that
 // streams one a line. GET does for methods that need nothing. /openapi.json
 // describes them. An error is a message with code and message, as HTTP status
 // where nothing was sent before it, and else in the last line.
-func Handler(service *grpc.ServiceDesc, implementation any) (http.Handler, error) {
-	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service.ServiceName))
-	if err != nil {
-		return nil, err
-	}
-	methods := d.(protoreflect.ServiceDescriptor).Methods()
+func Handler(services ...Service) (http.Handler, error) {
 	mux := http.NewServeMux()
-	for _, m := range service.Methods {
-		mux.Handle(path(m.MethodName), unary{m, implementation})
-	}
-	for _, s := range service.Streams {
-		mux.Handle(path(s.StreamName), streaming{s, implementation})
+	var methods []protoreflect.MethodDescriptor
+	for _, s := range services {
+		d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(s.Desc.ServiceName))
+		if err != nil {
+			return nil, err
+		}
+		described := d.(protoreflect.ServiceDescriptor).Methods()
+		for i := range described.Len() {
+			methods = append(methods, described.Get(i))
+		}
+		for _, m := range s.Desc.Methods {
+			mux.Handle(path(m.MethodName), unary{m, s.Implementation})
+		}
+		for _, m := range s.Desc.Streams {
+			mux.Handle(path(m.StreamName), streaming{m, s.Implementation})
+		}
 	}
 	description, err := openAPI(methods)
 	if err != nil {
@@ -119,6 +131,8 @@ func httpStatus(c codes.Code) int {
 		return http.StatusMethodNotAllowed
 	case codes.DeadlineExceeded:
 		return http.StatusGatewayTimeout
+	case codes.ResourceExhausted:
+		return http.StatusTooManyRequests
 	case codes.Unavailable:
 		return http.StatusServiceUnavailable
 	}

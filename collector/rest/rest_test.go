@@ -40,7 +40,7 @@ func (s *service) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunS
 
 func serve(t *testing.T, s *service) *httptest.Server {
 	t.Helper()
-	h, err := Handler(&flowauditv1.Query_ServiceDesc, s)
+	h, err := Handler(Service{&flowauditv1.Query_ServiceDesc, s})
 	if err != nil {
 		t.Fatal(err)
 	}

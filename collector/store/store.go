@@ -13,6 +13,10 @@ import (
 // missing or malformed argument.
 var ErrArgument = errors.New("invalid argument")
 
+// ErrBatch marks what a store can never take of a batch, whatever becomes of
+// disks and connections: sending it again is in vain.
+var ErrBatch = errors.New("batch cannot be stored")
+
 // Store keeps flows, their coverage and the keys of the batches that brought
 // them. Every method may be called at any time from any goroutine.
 //
@@ -22,7 +26,7 @@ type Store interface {
 	// with its key, and returns after they are durable. A batch whose key was
 	// committed before is skipped, also when it comes twice in one call; such
 	// batches are reported in duplicate, in the order of batches. After an error
-	// none of the batches is stored.
+	// none of the batches is stored. ErrBatch means that one of them never can be.
 	Append(ctx context.Context, batches []flow.Batch) (duplicate []bool, err error)
 
 	// Flows gives the flows that pass the filter to yield, merged by flow.Merge,
@@ -76,6 +80,24 @@ type Store interface {
 	// RetainEdges.
 	Edges(ctx context.Context, req EdgesRequest, yield func(*flow.Edge) bool) error
 
+	// EdgeHours gives what edges counted in single hours to yield, hour by hour
+	// but for what has just arrived, of those that keep accepts: keep is asked
+	// once an edge, with its sum. What yield is given is valid during the call;
+	// it ends early when yield returns false.
+	EdgeHours(ctx context.Context, req EdgesRequest, keep func(*flow.Edge) bool, yield func(*flow.Edge) bool) error
+
+	// Put keeps documents and returns after they are durable. Of those of a kind
+	// and ID the one of the latest time counts, and of these the last.
+	Put(ctx context.Context, documents []Document) error
+
+	// Documents gives the documents of a kind that count, whose time is since or
+	// later, to yield, ordered by time and ID, and ends early when yield returns false.
+	Documents(ctx context.Context, kind string, since time.Time, yield func(Document) bool) error
+
+	// Discard deletes the documents of a kind from before the given time; some
+	// of them may stay for a month, or an hour where the kind is short-lived.
+	Discard(ctx context.Context, kind string, before time.Time) error
+
 	// RetainEdges deletes the edges from before the given time, in whole
 	// months, and returns how many bytes of disk that gave back.
 	RetainEdges(ctx context.Context, before time.Time) (freed int64, err error)
@@ -107,6 +129,16 @@ type Watched struct {
 	Start, End     time.Time
 	Limits         []string
 }
+
+// Document is what is kept beside flows and looked up by its ID: an alert, a silence.
+type Document struct {
+	Kind, ID string
+	Time     time.Time // in milliseconds
+	Body     []byte
+}
+
+// ShortLived marks the kinds of documents that are discarded within hours.
+const ShortLived = "signal"
 
 // EdgesRequest asks for edges. A zero Since is unbounded.
 type EdgesRequest struct {

@@ -146,11 +146,7 @@ func (b *builder) identity(c *flow.Change) error {
 	}
 	i.Present = true
 	i.seen(c.Time, c.Time)
-	state := identityState{from: c.Time, known: true}
-	for _, p := range s.Ports {
-		state.ports = append(state.ports, policy.NamedPort(p))
-	}
-	i.states = append(i.states, state)
+	i.states = append(i.states, identityState{from: c.Time, known: true, ports: s.Ports})
 	if s.Workload.Name != "" {
 		b.workload(c.Namespace, s.Workload).add(i)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/flowaudit/flowaudit/flow"
@@ -33,6 +34,28 @@ func (in *Input) Validate() error {
 		}
 	}
 	return nil
+}
+
+// OneCluster is the cluster that edges are of. With several it is the one that
+// is asked for, and without an answer to that an error that lists them.
+func OneCluster(edges []*flow.Edge, asked string) (string, error) {
+	if asked != "" {
+		return asked, nil
+	}
+	var names []string
+	for _, e := range edges {
+		if !slices.Contains(names, e.Cluster) {
+			names = append(names, e.Cluster)
+		}
+	}
+	switch len(names) {
+	case 0:
+		return "", nil
+	case 1:
+		return names[0], nil
+	}
+	slices.Sort(names)
+	return "", fmt.Errorf("which cluster? several were recorded: %s", strings.Join(names, ", "))
 }
 
 // History is a cluster's past. It is never changed and may be used concurrently.

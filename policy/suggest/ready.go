@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/robfig/cron/v3"
+	batchv1 "k8s.io/api/batch/v1"
 
 	"github.com/flowaudit/flowaudit/policy/history"
 	"github.com/flowaudit/flowaudit/policy/replay"
@@ -19,6 +20,19 @@ type Schedule struct {
 	TimeZone        string // "" means UTC
 	Suspended       bool
 	Created         time.Time // zero if it is not known
+}
+
+// Schedules are those of CronJobs; not nil, as they are known then.
+func Schedules(jobs []*batchv1.CronJob) []Schedule {
+	out := make([]Schedule, 0, len(jobs))
+	for _, c := range jobs {
+		s := Schedule{Namespace: c.Namespace, Name: c.Name, Cron: c.Spec.Schedule, Created: c.CreationTimestamp.Time, Suspended: c.Spec.Suspend != nil && *c.Spec.Suspend}
+		if c.Spec.TimeZone != nil {
+			s.TimeZone = *c.Spec.TimeZone
+		}
+		out = append(out, s)
+	}
+	return out
 }
 
 func (s *Schedule) validate() error {

@@ -2,11 +2,14 @@
 package dial
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -23,6 +26,10 @@ type Options struct {
 	CA         string // PEM file of the authorities that sign collectors' certificates
 	Cert, Key  string // PEM files of an own certificate, for mutual TLS
 	ServerName string // the name in the collector's certificate, if it is not the address's host
+	// TokenFile holds a bearer token, which is read for each call: a projected
+	// ServiceAccount token changes. It is not sent in the clear, but to a unix
+	// socket or loopback.
+	TokenFile string
 }
 
 // Flags adds the TLS options to a flag set.
@@ -34,25 +41,104 @@ func (o *Options) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.ServerName, "tls-server-name", o.ServerName, "`name` in the collector's certificate, if it is not the address's host")
 }
 
-// Conn prepares a connection. It is made when first used.
+// TokenFlag adds the option for those that prove by a token who they are.
+func (o *Options) TokenFlag(fs *pflag.FlagSet) {
+	fs.StringVar(&o.TokenFile, "token-file", o.TokenFile, "`file` with the token that proves to the collector who this is, such as a projected ServiceAccount token; read for each call")
+}
+
+// Conn prepares a connection. It is made when first used, and certificates are
+// read again for each that is made.
 func (o Options) Conn() (*grpc.ClientConn, error) {
 	creds, err := o.credentials()
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient(o.Address,
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}))
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+	}
+	if o.TokenFile != "" {
+		if !o.secure() && !o.local() {
+			return nil, fmt.Errorf("--token-file needs TLS: in the clear anybody on the way to %s could take the token", o.Address)
+		}
+		options = append(options, grpc.WithPerRPCCredentials(token{file: o.TokenFile, secure: o.secure()}))
+	}
+	conn, err := grpc.NewClient(o.Address, options...)
 	if err != nil {
 		return nil, fmt.Errorf("prepare connection to %s: %w", o.Address, err)
 	}
 	return conn, nil
 }
 
+// secure reports whether TLS is on.
+func (o Options) secure() bool {
+	return o.TLS || o.CA != "" || o.Cert != "" || o.Key != "" || o.ServerName != ""
+}
+
+// local reports whether the collector is on this machine.
+func (o Options) local() bool {
+	if strings.HasPrefix(o.Address, "unix:") {
+		return true
+	}
+	host, _, err := net.SplitHostPort(o.Address)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
+}
+
 func (o Options) credentials() (credentials.TransportCredentials, error) {
-	if !o.TLS && o.CA == "" && o.Cert == "" && o.Key == "" && o.ServerName == "" {
+	if !o.secure() {
 		return insecure.NewCredentials(), nil
 	}
+	config, err := o.config()
+	if err != nil {
+		return nil, err
+	}
+	return fresh{credentials.NewTLS(config), o}, nil
+}
+
+// fresh are credentials whose files are read for each connection that is made:
+// certificates are renewed while connections last.
+type fresh struct {
+	credentials.TransportCredentials
+	options Options
+}
+
+func (f fresh) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	config, err := f.options.config()
+	if err != nil {
+		return nil, nil, err
+	}
+	return credentials.NewTLS(config).ClientHandshake(ctx, authority, raw)
+}
+
+func (f fresh) Clone() credentials.TransportCredentials {
+	return fresh{f.TransportCredentials.Clone(), f.options}
+}
+
+// token is a bearer token in a file.
+type token struct {
+	file   string
+	secure bool
+}
+
+// GetRequestMetadata implements credentials.PerRPCCredentials.
+func (t token) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	text, err := os.ReadFile(t.file)
+	if err != nil {
+		return nil, fmt.Errorf("read token: %w", err)
+	}
+	trimmed := strings.TrimSpace(string(text))
+	if trimmed == "" {
+		return nil, fmt.Errorf("read token: %s is empty", t.file)
+	}
+	return map[string]string{"authorization": "Bearer " + trimmed}, nil
+}
+
+// RequireTransportSecurity implements credentials.PerRPCCredentials.
+func (t token) RequireTransportSecurity() bool { return t.secure }
+
+// config reads the certificates.
+func (o Options) config() (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: o.ServerName}
 	if o.CA != "" {
 		pem, err := os.ReadFile(o.CA)
@@ -74,5 +160,5 @@ func (o Options) credentials() (credentials.TransportCredentials, error) {
 		}
 		config.Certificates = []tls.Certificate{pair}
 	}
-	return credentials.NewTLS(config), nil
+	return config, nil
 }

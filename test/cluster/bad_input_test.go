@@ -13,17 +13,17 @@ import (
 // badInput are objects that the API server takes and that make no sense.
 const badInput = `apiVersion: v1
 kind: Pod
-metadata: {name: nowhere, namespace: bad, annotations: {flowaudit.test/unmanaged: "true"}}
+metadata: {name: nowhere, namespace: bad, labels: {flowaudit.test/unmanaged: "true"}}
 spec: {nodeName: node1, containers: [{name: c, image: "test/c:1"}]}
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: first, namespace: bad, annotations: {flowaudit.test/unmanaged: "true"}}
+metadata: {name: first, namespace: bad, labels: {flowaudit.test/unmanaged: "true"}}
 spec: {nodeName: node1, containers: [{name: c, image: "test/c:1"}]}
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: second, namespace: bad, annotations: {flowaudit.test/unmanaged: "true"}}
+metadata: {name: second, namespace: bad, labels: {flowaudit.test/unmanaged: "true"}}
 spec: {nodeName: node1, containers: [{name: c, image: "test/c:1"}]}
 ---
 apiVersion: v1

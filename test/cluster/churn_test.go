@@ -2,6 +2,7 @@ package cluster_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -53,6 +54,9 @@ func newChurn(t *testing.T, sinks int) *churn {
 	}
 	must(t, c.node.IP("route", "add", churnNetwork.String(), "via", c.home.IPv4.String()))
 	must(t, lab.Nodes[1].IP("route", "add", churnNetwork.String(), "via", c.node.IPv4.String()))
+	for _, n := range lab.Nodes { // each datagram is a connection of its own
+		must(t, n.Sysctl("netfilter/nf_conntrack_udp_timeout", "5"))
+	}
 	for i := range sinks {
 		name, role := fmt.Sprintf("sink-%d", i), "open"
 		if i >= sinks/2 {
@@ -72,7 +76,7 @@ spec: {podSelector: {matchLabels: {role: closed}}, policyTypes: [Ingress]}`))
 	must(t, lab.enforcer.Sync(t.Context()))
 	t.Cleanup(func() {
 		for _, n := range lab.Nodes {
-			if err := n.IP("route", "delete", churnNetwork.String()); err != nil {
+			if err := errors.Join(n.IP("route", "delete", churnNetwork.String()), n.Sysctl("netfilter/nf_conntrack_udp_timeout", "30")); err != nil {
 				t.Error(err)
 			}
 		}
@@ -90,8 +94,8 @@ func churnName(number int) string { return fmt.Sprintf("churn-%d", number) }
 func (c *churn) one(ctx context.Context, number int) error {
 	pods := lab.Client.CoreV1().Pods(churnSpace)
 	pod, err := pods.Create(ctx, &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: churnName(number), Labels: map[string]string{"app": "churn"}, Annotations: map[string]string{cluster.Unmanaged: "true"}},
-		Spec:       corev1.PodSpec{NodeName: c.node.Name, Containers: []corev1.Container{{Name: "churn", Image: "test/churn:1"}}},
+		ObjectMeta: metav1.ObjectMeta{Name: churnName(number), Labels: map[string]string{"app": "churn", cluster.Unmanaged: "true"}},
+		Spec:       corev1.PodSpec{NodeName: c.node.Name, AutomountServiceAccountToken: new(bool), Containers: []corev1.Container{{Name: "churn", Image: "test/churn:1"}}},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		return fmt.Errorf("create pod: %w", err)
@@ -183,18 +187,23 @@ func TestChurn(t *testing.T) {
 	began := time.Now()
 	var group errgroup.Group
 	group.SetLimit(addresses)
-	tick := time.NewTicker(time.Second / time.Duration(rate))
-	defer tick.Stop()
 	for number := range pods {
-		<-tick.C
+		time.Sleep(time.Until(began.Add(time.Duration(number) * time.Second / time.Duration(rate)))) // they come at this rate
 		group.Go(func() error { return c.one(t.Context(), number) })
 	}
 	t.Logf("%.0f pods a second", float64(pods)/time.Since(began).Seconds())
 	must(t, group.Wait())
 	var n tally
+	var looked time.Time
+	var took time.Duration
 	err := lab.product.Until(t.Context(), patience, "every flow", func() error {
+		if time.Since(looked) < took/2 { // a million flows take a while to read
+			return fmt.Errorf("%d of %d connections", n.all(), c.sent)
+		}
+		asked := time.Now()
+		defer func() { looked, took = time.Now(), time.Since(asked) }()
 		n = tally{when: make(map[string]int)}
-		if err := lab.product.Each(t.Context(), n.add, "-n", churnSpace, "--verdict", everything); err != nil {
+		if err := lab.product.Each(t.Context(), n.add, "--verdict", everything); err != nil {
 			return err
 		}
 		if n.all() < uint64(c.sent) {

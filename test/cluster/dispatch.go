@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -36,8 +37,10 @@ type podRef struct {
 func newDispatcher(p *plane, nodes []*Node, progress io.Writer) *dispatcher {
 	d := &dispatcher{
 		scheduler: &scheduler{p: p}, kubelets: make(map[string]*kubelet), progress: progress,
-		factory: informers.NewSharedInformerFactory(p.client, 0),
-		queues:  map[string]workqueue.TypedRateLimitingInterface[podRef]{"": newQueue()},
+		factory: informers.NewSharedInformerFactoryWithOptions(p.client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+			o.LabelSelector = "!" + Unmanaged
+		})),
+		queues: map[string]workqueue.TypedRateLimitingInterface[podRef]{"": newQueue()},
 	}
 	for _, n := range nodes {
 		d.scheduler.add(n)

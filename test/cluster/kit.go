@@ -38,9 +38,14 @@ func newKit(ctx context.Context, c *Cluster, images []image.Image) (*kit, error)
 	if err := run(build); err != nil {
 		return nil, err
 	}
+	agnhost := filepath.Join(c.Dir, "agnhost")
+	if err := os.Link(k.box, agnhost); err != nil {
+		return nil, fmt.Errorf("make the image %s: %w", AgnhostImage, err)
+	}
 	own := []image.Image{
 		{Name: pauseImage, Program: k.box, Entrypoint: []string{"pause"}},
 		{Name: BoxImage, Program: k.box},
+		{Name: AgnhostImage, Program: agnhost},
 	}
 	for i, img := range append(own, images...) {
 		archive := filepath.Join(c.Dir, fmt.Sprintf("image-%d.tar", i))

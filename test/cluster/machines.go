@@ -21,6 +21,10 @@ import (
 // BoxImage is an image on every machine: echo servers and clients.
 const BoxImage = "localhost/flowaudit/box:1"
 
+// AgnhostImage is an image on every machine: what of Kubernetes' agnhost a
+// probe needs.
+const AgnhostImage = "localhost/flowaudit/agnhost:1"
+
 // pauseImage holds the network namespace of a pod.
 const pauseImage = "localhost/flowaudit/pause:1"
 

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -90,6 +91,7 @@ func (p *plane) credentials() error {
 		return fmt.Errorf("read %s: %w", p.admin, err)
 	}
 	p.config.QPS, p.config.Burst = 5000, 10000
+	p.config.ContentType, p.config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
 	p.config.Dial = p.dial
 	if p.client, err = kubernetes.NewForConfig(p.config); err != nil {
 		return fmt.Errorf("make a client: %w", err)
@@ -109,7 +111,8 @@ func (p *plane) dial(ctx context.Context, network, addr string) (c net.Conn, err
 // start runs etcd and the API server, and waits until it is ready.
 func (p *plane) start(ctx context.Context) error {
 	err := p.run("etcd", p.etcd, "--data-dir", filepath.Join(p.dir, "etcd"), "--listen-client-urls", etcdURL,
-		"--advertise-client-urls", etcdURL, "--listen-peer-urls", "http://127.0.0.1:2380", "--log-level", "warn")
+		"--advertise-client-urls", etcdURL, "--listen-peer-urls", "http://127.0.0.1:2380", "--log-level", "warn",
+		"--unsafe-no-fsync") // what a lost machine would lose is lost with the cluster
 	if err != nil {
 		return err
 	}
@@ -145,7 +148,7 @@ func (p *plane) startAPI(ctx context.Context) error {
 		"--kubelet-client-certificate="+file("admin.crt"), "--kubelet-client-key="+file("admin.key"), "--kubelet-preferred-address-types=InternalIP",
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+file(accountsPub),
 		"--service-account-signing-key-file="+file(accountsKey),
-		"--service-cluster-ip-range="+serviceCIDRs, "--allow-privileged=true", "--profiling=false",
+		"--service-cluster-ip-range="+serviceCIDRs, "--allow-privileged=true", "--profiling=false", "--enable-priority-and-fairness=false",
 		"--audit-policy-file="+filepath.Join(p.dir, "audit.yaml"), "--audit-log-path="+p.auditLog(p.runs))
 	if err != nil {
 		return err
@@ -196,7 +199,9 @@ func (p *plane) binary(name string) string { return filepath.Join(p.binaries, na
 
 // run starts a daemon in the control plane's namespace.
 func (p *plane) run(name, program string, args ...string) error {
-	daemon, err := process.Start(name, p.dir, p.ns.Command(context.Background(), program, args...))
+	cmd := p.ns.Command(context.Background(), program, args...)
+	cmd.Env = append(os.Environ(), "GOGC=400") // there is more memory than processor time
+	daemon, err := process.Start(name, p.dir, cmd)
 	if err == nil {
 		p.processes[name] = daemon
 	}

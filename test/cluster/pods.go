@@ -18,8 +18,8 @@ import (
 	"github.com/flowaudit/flowaudit/test/netlab/traffic"
 )
 
-// Unmanaged is an annotation that keeps a pod from getting a namespace and a
-// status: the test that made it plays its kubelet.
+// Unmanaged is a label that keeps a pod from getting a namespace and a status:
+// the test that made it plays its kubelet.
 const Unmanaged = "flowaudit.test/unmanaged"
 
 // Pod is a pod that runs. Its containers' ports are served by echo servers.
@@ -54,8 +54,6 @@ func (k *kubelet) sync(ctx context.Context, uid types.UID, pod *corev1.Pod) erro
 			return err
 		}
 		return k.forget(ctx, pod)
-	case pod.Annotations[Unmanaged] != "":
-		return nil
 	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
 		return k.down(uid)
 	}
@@ -80,6 +78,9 @@ func (k *kubelet) up(pod *corev1.Pod) (*Pod, error) {
 		return nil, err
 	}
 	k.pods[pod.UID] = p
+	if target := dials(pod); target != "" {
+		p.servers = append(p.servers, k.probe(p, target))
+	}
 	return p, p.serve(pod)
 }
 
@@ -132,6 +133,9 @@ func (k *kubelet) report(ctx context.Context, pod *corev1.Pod, p *Pod) error {
 	}
 	pod = pod.DeepCopy()
 	pod.Status = running(pod, p)
+	if dials(pod) != "" {
+		setReady(&pod.Status, corev1.ConditionFalse)
+	}
 	_, err := k.p.client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("report pod %s: %w", p.Key, err)

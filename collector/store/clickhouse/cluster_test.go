@@ -48,7 +48,7 @@ func TestCollectorsAtOnceInACluster(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
 	database := databaseName()
-	collectorsAtOnce(t, func(s *Store) { settle(t, c, s) }, c.URL(database, c.Shards[0][0]), c.URL(database, c.Shards[0][1]), c.URL(database, c.Shards[1][0]))
+	collectorsAtOnce(t, time.Minute, func(s *Store) { settle(t, c, s) }, c.URL(database, c.Shards[0][0]), c.URL(database, c.Shards[0][1]), c.URL(database, c.Shards[1][0]))
 }
 
 // TestAReplicaGoesAndComesBack: batches are written while one replica is down,

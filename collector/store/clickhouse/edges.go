@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ClickHouse/clickhouse-go/v2"
+
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/collector/store/columns"
 	"github.com/flowaudit/flowaudit/flow"
@@ -103,20 +105,9 @@ func (s *Store) sumUp(ctx context.Context) error {
 
 // sumParts sums up the parts that meet a condition and got flows.
 func (s *Store) sumParts(ctx context.Context, condition string) error {
-	rows, err := s.conn.Query(ctx, s.global(fmt.Sprintf(`SELECT slot, hour FROM (SELECT slot, hour, max(version) AS touch FROM touched WHERE %s GROUP BY slot, hour) AS t
+	parts, err := s.readParts(ctx, s.global(fmt.Sprintf(`SELECT slot, hour FROM (SELECT slot, hour, max(version) AS touch FROM touched WHERE %s GROUP BY slot, hour) AS t
 		ANY LEFT JOIN (SELECT slot, hour, max(version) AS last_sum FROM summed GROUP BY slot, hour) AS s USING (slot, hour) WHERE touch + %d > last_sum ORDER BY slot, hour`, condition, uint64(skew))))
 	if err != nil {
-		return err
-	}
-	var parts []part
-	for rows.Next() {
-		var p part
-		if err := rows.Scan(&p.slot, &p.hour); err != nil {
-			return err
-		}
-		parts = append(parts, p)
-	}
-	if err := closing(rows); err != nil {
 		return err
 	}
 	for _, p := range parts {
@@ -125,6 +116,23 @@ func (s *Store) sumParts(ctx context.Context, condition string) error {
 		}
 	}
 	return nil
+}
+
+// readParts reads the slots and hours of an answer.
+func (s *Store) readParts(ctx context.Context, query string) ([]part, error) {
+	rows, err := s.conn.Query(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	var parts []part
+	for rows.Next() {
+		var p part
+		if err := rows.Scan(&p.slot, &p.hour); err != nil {
+			return nil, err
+		}
+		parts = append(parts, p)
+	}
+	return parts, closing(rows)
 }
 
 // sumPart sums up an hour of a slice anew.
@@ -263,6 +271,31 @@ func (s *Store) Edges(ctx context.Context, req store.EdgesRequest, yield func(*f
 	if err := s.sumUp(ctx); err != nil {
 		return err
 	}
+	return s.readEdges(ctx, req, "id", "1", func(_ uint64, e *flow.Edge) bool { return yield(e) })
+}
+
+// EdgeHours implements store.Store.
+func (s *Store) EdgeHours(ctx context.Context, req store.EdgesRequest, keep, yield func(*flow.Edge) bool) error {
+	if err := s.sumUp(ctx); err != nil {
+		return err
+	}
+	var ids strings.Builder
+	err := s.readEdges(ctx, req, "id", "1", func(id uint64, e *flow.Edge) bool {
+		if keep(e) {
+			fmt.Fprintf(&ids, "%d,", id)
+		}
+		return true
+	})
+	if err != nil || ids.Len() == 0 {
+		return err
+	}
+	condition := fmt.Sprintf("id IN (%s)", strings.TrimSuffix(ids.String(), ","))
+	return s.readEdges(settings(ctx, clickhouse.Settings{"max_query_size": ids.Len() + 1<<20}), req, "hour, id", condition, func(_ uint64, e *flow.Edge) bool { return yield(e) })
+}
+
+// readEdges reads the sums of edges that meet a condition, in the order of what
+// they are grouped by.
+func (s *Store) readEdges(ctx context.Context, req store.EdgesRequest, group, condition string, yield func(uint64, *flow.Edge) bool) error {
 	since := uint32(0)
 	if !req.Since.IsZero() {
 		since = hourOf(req.Since)
@@ -270,7 +303,7 @@ func (s *Store) Edges(ctx context.Context, req store.EdgesRequest, yield func(*f
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // a reader that has seen enough ends the query
 	rows, err := s.conn.Query(ctx, fmt.Sprintf(`SELECT id, uniqExact(hour), min(first), max(last), sum(connections), sum(sent), sum(received), %s FROM edge_now
-		WHERE hour BETWEEN %d AND %d GROUP BY id ORDER BY id`, anyEdgeColumns(), since, hourOf(req.Until)))
+		WHERE hour BETWEEN %d AND %d AND %s GROUP BY %s ORDER BY %[5]s`, anyEdgeColumns(), since, hourOf(req.Until), condition, group))
 	if err != nil {
 		return fmt.Errorf("read edges: %w", err)
 	}
@@ -292,7 +325,7 @@ func (s *Store) Edges(ctx context.Context, req store.EdgesRequest, yield func(*f
 		e.Exempt = flow.Exemption(exempt)
 		e.Source, e.SourceLabels = src.end()
 		e.Destination, e.DestinationLabels = dst.end()
-		if !yield(&e) {
+		if !yield(id, &e) {
 			return nil
 		}
 	}

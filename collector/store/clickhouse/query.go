@@ -28,7 +28,7 @@ func (s *Store) Query(ctx context.Context, name string, given map[string]string)
 	if err != nil {
 		return store.Rows{}, fmt.Errorf("%w: %w", store.ErrArgument, err)
 	}
-	text, err := inline(q.SQL, values)
+	text, err := inline(q.With(ownTable), values)
 	if err != nil {
 		return store.Rows{}, fmt.Errorf("answer %s: %w", name, err)
 	}
@@ -46,6 +46,14 @@ func (s *Store) Query(ctx context.Context, name string, given map[string]string)
 		q.Present(answer.Columns, r)
 	}
 	return answer, err
+}
+
+// ownTable makes totals of flows one by one: ClickHouse reads columns fast enough.
+func ownTable(table string) string {
+	if table == queries.Totals {
+		return "(SELECT *, toUInt64(1) AS flows FROM flows)"
+	}
+	return ""
 }
 
 // questionSettings make ClickHouse say what the other stores do.

@@ -117,20 +117,9 @@ func (s *Store) reconcile(ctx context.Context, from uint32) (found int, err erro
 
 // touchCopies notes that the hours change which copies have flows of.
 func (s *Store) touchCopies(ctx context.Context, from uint32, copies []string) error {
-	rows, err := s.conn.Query(ctx, fmt.Sprintf("SELECT DISTINCT slot, toUInt32(intDiv(start, %d)) FROM flow WHERE slot >= %d AND copy IN (%s)",
+	parts, err := s.readParts(ctx, fmt.Sprintf("SELECT DISTINCT slot, toUInt32(intDiv(start, %d)) FROM flow WHERE slot >= %d AND copy IN (%s)",
 		flow.EdgeHour.Milliseconds(), from, strings.Join(copies, ", ")))
 	if err != nil {
-		return err
-	}
-	var parts []part
-	for rows.Next() {
-		var p part
-		if err := rows.Scan(&p.slot, &p.hour); err != nil {
-			return err
-		}
-		parts = append(parts, p)
-	}
-	if err := closing(rows); err != nil {
 		return err
 	}
 	return s.touch(ctx, parts)

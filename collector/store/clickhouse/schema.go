@@ -81,7 +81,15 @@ const verdictType = "Enum8('unknown' = 0, 'allowed' = 1, 'denied' = 2, 'unanswer
 // from several collectors. Steps are never changed, only added.
 type step func(*Store) ([]string, error)
 
-func steps() []step { return []step{(*Store).firstTables} }
+func steps() []step {
+	return []step{(*Store).firstTables, (*Store).viewsAnew, (*Store).documentTable}
+}
+
+// documentTable is version 3.
+func (s *Store) documentTable() ([]string, error) {
+	columns, err := s.render("kind {{.Text}}, slot UInt32, id String, time Int64, version UInt64, body String")
+	return s.createTable("document", columns, "ReplacingMergeTree(version)", "(kind, slot)", "kind, id", "sipHash64(id)"), err
+}
 
 // firstTables is version 1.
 func (s *Store) firstTables() ([]string, error) {
@@ -94,7 +102,22 @@ func (s *Store) firstTables() ([]string, error) {
 		out = append(out, s.createTable(t.name, columns, t.engine, t.partition, t.order, t.shard)...)
 	}
 	for _, v := range s.views() {
-		out = append(out, fmt.Sprintf("CREATE VIEW IF NOT EXISTS %s.%s%s AS %s", s.database, v.name, s.onCluster(), v.query))
+		out = append(out, s.createView(v))
+	}
+	return out, nil
+}
+
+func (s *Store) createView(v view) string {
+	return fmt.Sprintf("CREATE VIEW IF NOT EXISTS %s.%s%s AS %s", s.database, v.name, s.onCluster(), v.query)
+}
+
+// viewsAnew is version 2: the view flows has refused_at, and both know more
+// reasons and caveats. An old server cannot replace a view.
+func (s *Store) viewsAnew() (out []string, err error) {
+	for _, v := range s.views() {
+		if v.name == "flows" || v.name == "edges" {
+			out = append(out, fmt.Sprintf("DROP TABLE IF EXISTS %s.%s%s", s.database, v.name, s.onCluster()), s.createView(v))
+		}
 	}
 	return out, nil
 }

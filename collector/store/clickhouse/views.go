@@ -32,12 +32,13 @@ func (s *Store) views() []view {
 			destination_kind, destination_ip, destination_namespace, destination_pod, destination_workload_kind, destination_workload, destination_node,
 			service_ip, service_port, service_namespace, service, policy_names AS policies, policy_refs, connections,
 			CASE WHEN counted = 1 THEN packets_out END AS packets_sent, CASE WHEN counted = 1 THEN bytes_out END AS bytes_sent,
-			CASE WHEN counted = 1 THEN packets_in END AS packets_received, CASE WHEN counted = 1 THEN bytes_in END AS bytes_received, tcp_flags
+			CASE WHEN counted = 1 THEN packets_in END AS packets_received, CASE WHEN counted = 1 THEN bytes_in END AS bytes_received, tcp_flags, refused_at
 			FROM (SELECT key, verdict, start AS start_ms, start + duration AS end_ms, source_port, connections, counted, tcp_flags, packets_sent AS packets_out,
 				bytes_sent AS bytes_out, packets_received AS packets_in, bytes_received AS bytes_in FROM {db}.flow WHERE copy NOT IN (SELECT copy FROM {db}.excluded)) AS f
-			ANY LEFT JOIN (SELECT id AS key, pair, cluster, node, port, ` + codesSQL() + `, ` + nameSQL("reason", upTo(flow.ReasonContradicted)...) + ` AS reason,
+			ANY LEFT JOIN (SELECT id AS key, pair, cluster, node, port, ` + codesSQL() + `, ` + nameSQL("reason", upTo(flow.ReasonLabelled)...) + ` AS reason,
 				` + ends("source", "src") + `, ` + ends("destination", "dst") + `,
-				service_ip, service_port, service_namespace, service, policy_names, policies AS policy_refs FROM {db}.key) AS k USING key`},
+				service_ip, service_port, service_namespace, service, policy_names, policies AS policy_refs, refused_at
+				FROM (SELECT *, ` + placeSQL() + ` AS refused_at FROM {db}.key)) AS k USING key`},
 		{"gaps", `SELECT DISTINCT node, source, ` + nameSQL("kind", upTo(flow.GapNames)...) + ` AS kind, start AS start_ms, stop AS end_ms, ` + s.timeSQL("start") + ` AS start_time, ` +
 			s.timeSQL("stop") + ` AS end_time, CASE WHEN lost > 0 THEN lost END AS lost, detail FROM {db}.gap WHERE copy NOT IN (SELECT copy FROM {db}.excluded)`},
 		{"coverage", `SELECT node, instance, start AS start_ms, stop AS end_ms, ` + s.timeSQL("start") + ` AS start_time, ` + s.timeSQL("stop") + ` AS end_time
@@ -100,8 +101,14 @@ func upTo[T ~uint8](last T) []T {
 
 func codesSQL() string {
 	return nameSQL("direction", upTo(flow.DirectionIngress)...) + " AS direction, " + nameSQL("expected", upTo(flow.VerdictUnanswered)...) + " AS expected, " +
-		nameSQL("assessment", upTo(flow.AssessmentUnanswered)...) + " AS assessment, " + nameSQL("caveat", upTo(flow.CaveatNoEndpoint)...) + " AS caveat, " +
+		nameSQL("assessment", upTo(flow.AssessmentUnanswered)...) + " AS assessment, " + nameSQL("caveat", upTo(flow.CaveatOtherCause)...) + " AS caveat, " +
 		nameSQL("protocol", flow.ICMP, flow.TCP, flow.UDP, flow.ICMPv6, flow.SCTP) + " AS protocol"
+}
+
+// placeSQL is where connections were stopped; empty where that is unknown.
+func placeSQL() string {
+	place := strings.ReplaceAll(dialect().RefusedAt(), "k.", "")
+	return "transform(" + place + ", [1, 2, 3], ['egress', 'ingress', 'between'], '')"
 }
 
 func kindSQL(column string) string { return nameSQL(column, upTo(flow.EndpointAPIServer)...) }

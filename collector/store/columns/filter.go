@@ -58,6 +58,9 @@ func (d *Dialect) selectorTerms(s *flow.Selector) []term {
 	add(list(d.Verdict, s.Verdicts), len(s.Verdicts) > 0)
 	add(list("k.direction", s.Directions), len(s.Directions) > 0)
 	add(list("k.assessment", s.Assessments), len(s.Assessments) > 0)
+	add(list("k.reason", s.Reasons), len(s.Reasons) > 0)
+	add(list("k.caveat", s.Caveats), len(s.Caveats) > 0)
+	add(list("("+d.RefusedAt()+")", s.RefusedAt), len(s.RefusedAt) > 0)
 	add(list("k.node", s.Nodes), len(s.Nodes) > 0)
 	add(list("k.cluster", s.Clusters), len(s.Clusters) > 0)
 	from, to := d.endTerms(&s.From, d.SourceEnd), d.endTerms(&s.To, d.DestinationEnd)
@@ -146,6 +149,12 @@ func number(v any) any {
 	case flow.Direction:
 		return uint8(x)
 	case flow.Assessment:
+		return uint8(x)
+	case flow.Reason:
+		return uint8(x)
+	case flow.Caveat:
+		return uint8(x)
+	case flow.Place:
 		return uint8(x)
 	}
 	return v

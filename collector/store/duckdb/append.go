@@ -6,7 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
+	"github.com/duckdb/duckdb-go/v2"
+
+	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/collector/store/columns"
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -15,7 +19,13 @@ import (
 func (s *Store) Append(ctx context.Context, batches []flow.Batch) (duplicate []bool, err error) {
 	s.write.Lock()
 	defer s.write.Unlock()
+	if s.failed {
+		if err := s.recover(ctx); err != nil {
+			return nil, fmt.Errorf("recover from a write that failed: %w", err)
+		}
+	}
 	if err := s.roll(ctx); err != nil {
+		s.failed = true
 		return nil, err
 	}
 	duplicate = make([]bool, len(batches))
@@ -34,29 +44,20 @@ func (s *Store) Append(ctx context.Context, batches []flow.Batch) (duplicate []b
 	sl := s.last()
 	added, err := s.commit(ctx, sl, fresh)
 	if err != nil {
-		// What the transaction would have written is not there: number it anew.
-		return nil, errors.Join(err, sl.loadDictionary(context.WithoutCancel(ctx), s.db))
+		s.failed = true
+		return nil, err
 	}
 	sl.dict.written()
 	for _, b := range fresh {
 		s.keys.add(b.Key)
 	}
-	s.read.Lock()
-	defer s.read.Unlock()
-	sl.flows += added.flows
-	if added.bounds.start != 0 {
-		sl.bounds.include(added.bounds.start, added.bounds.end)
-	}
+	sl.grow(added)
+	s.reported.add(fresh, sl)
+	s.sumUp(ctx, sl)
 	return duplicate, nil
 }
 
-// addition is what a transaction adds to a slice.
-type addition struct {
-	flows  uint64
-	bounds bounds
-}
-
-func (s *Store) commit(ctx context.Context, sl *slice, batches []*flow.Batch) (added addition, err error) {
+func (s *Store) commit(ctx context.Context, sl *slice, batches []*flow.Batch) (added content, err error) {
 	err = s.writer.transaction(ctx, func() error {
 		if added, err = s.appendFlows(sl, batches); err != nil {
 			return err
@@ -64,28 +65,49 @@ func (s *Store) commit(ctx context.Context, sl *slice, batches []*flow.Batch) (a
 		return s.appendRest(sl, batches)
 	})
 	if err != nil {
-		return added, fmt.Errorf("write to %s: %w", sl.path, err)
+		return added, fmt.Errorf("write to %s: %w", sl.path, unstorable(err))
 	}
 	return added, nil
 }
 
-func (s *Store) appendFlows(sl *slice, batches []*flow.Batch) (added addition, err error) {
-	a, err := s.writer.appender(sl.name)
+// unstorable marks errors that say that a value is none that DuckDB can hold.
+func unstorable(err error) error {
+	var e *duckdb.Error
+	if errors.As(err, &e) && slices.Contains([]duckdb.ErrorType{
+		duckdb.ErrorTypeConversion, duckdb.ErrorTypeOutOfRange, duckdb.ErrorTypeInvalidInput, duckdb.ErrorTypeConstraint, duckdb.ErrorTypeObjectSize,
+	}, e.Type) {
+		return fmt.Errorf("%w: %w", store.ErrBatch, err)
+	}
+	return err
+}
+
+// appendFlows writes refused flows into a table of their own: questions about
+// them must not read all the others.
+func (s *Store) appendFlows(sl *slice, batches []*flow.Batch) (added content, err error) {
+	others, err := s.writer.appender(sl.name, "flow", &s.writer.allowed)
 	if err != nil {
 		return added, err
+	}
+	denied, err := s.writer.appender(sl.name, "denied", &s.writer.denied)
+	if err != nil {
+		return added, errors.Join(err, others.close())
 	}
 	for _, b := range batches {
 		ids := newBatchIDs(sl.dict)
 		for i := range b.Flows {
 			f := &b.Flows[i]
-			if err := a.add(ids.key(f), f); err != nil {
-				return added, errors.Join(err, a.close())
+			to := others
+			if f.Verdict == flow.VerdictDenied {
+				to = denied
 			}
-			added.bounds.include(f.Start.UnixMilli(), f.End.UnixMilli())
+			if err := to.add(ids.key(f), f); err != nil {
+				return added, errors.Join(err, others.close(), denied.close())
+			}
+			added.include(f.Start.UnixMilli(), f.End.UnixMilli())
 		}
 		added.flows += uint64(len(b.Flows))
 	}
-	return added, a.close()
+	return added, errors.Join(others.close(), denied.close())
 }
 
 // batchIDs numbers the ends and origins of a batch's flows. Flows of a batch

@@ -2,12 +2,15 @@ package duckdb
 
 import (
 	"context"
-	"encoding/json"
+	"database/sql"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/flowaudit/flowaudit/collector/store/columns"
 	"github.com/flowaudit/flowaudit/flow"
 )
 
@@ -16,10 +19,7 @@ func (s *Store) Coverage(ctx context.Context, since, until time.Time) (flow.Cove
 	s.read.RLock()
 	defer s.read.RUnlock()
 	c := flow.Coverage{Since: since, Until: until}
-	nodes, err := s.nodes(ctx)
-	if err != nil {
-		return c, fmt.Errorf("read coverage: %w", err)
-	}
+	nodes := s.reported.nodes()
 	if err := s.covered(ctx, since, until, nodes); err != nil {
 		return c, fmt.Errorf("read coverage: %w", err)
 	}
@@ -33,45 +33,100 @@ func (s *Store) Coverage(ctx context.Context, since, until time.Time) (flow.Cove
 	return c, nil
 }
 
-// overAll makes one query of a query for each slice.
-func (s *Store) overAll(query string) string {
-	parts := make([]string, len(s.slices))
-	for i, sl := range s.slices {
+// overAll makes one query of a query for each slice that may tell of a time or
+// later ones.
+func (s *Store) overAll(query string, since time.Time) string {
+	all := s.arrivedSince(since.UnixMilli())
+	parts := make([]string, len(all))
+	for i, sl := range all {
 		parts[i] = fmt.Sprintf(query, sl.name)
 	}
 	return strings.Join(parts, " UNION ALL ")
 }
 
-// nodes lists who ever reported, with what each said last about its limits.
-func (s *Store) nodes(ctx context.Context) (map[string]*flow.NodeCoverage, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT node, arg_max(scope, "end"), arg_max(limits, "end") FROM (`+
-		s.overAll(`SELECT node, scope, limits, "end" FROM %s.coverage`)+`) GROUP BY node`)
+// reported is who ever reported, with what each said last about its limits.
+type reported struct {
+	mu   sync.Mutex
+	last map[string]lastReport
+}
+
+type lastReport struct {
+	scope  flow.Scope
+	limits []string
+	end    int64  // Unix milliseconds
+	slice  string // the newest that tells of it
+}
+
+// load reads what slices say, the oldest first.
+func (r *reported) load(ctx context.Context, db *sql.DB, all []*slice) error {
+	r.last = make(map[string]lastReport)
+	for _, sl := range all {
+		if err := r.loadSlice(ctx, db, sl); err != nil {
+			return fmt.Errorf("read coverage of %s: %w", sl.path, err)
+		}
+	}
+	return nil
+}
+
+func (r *reported) loadSlice(ctx context.Context, db *sql.DB, sl *slice) error {
+	rows, err := db.QueryContext(ctx, fmt.Sprintf(`SELECT node, arg_max(scope, "end"), arg_max(limits, "end"), max("end") FROM %s.coverage GROUP BY node`, sl.name))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer rows.Close()
-	nodes := make(map[string]*flow.NodeCoverage)
 	for rows.Next() {
-		n := &flow.NodeCoverage{}
-		var limits string
-		if err := rows.Scan(&n.Node, &n.Scope, &limits); err != nil {
-			return nil, err
+		var node, limits string
+		n := lastReport{slice: sl.name}
+		if err := rows.Scan(&node, &n.scope, &limits, &n.end); err != nil {
+			return err
 		}
-		if limits != "" {
-			if err := json.Unmarshal([]byte(limits), &n.Limits); err != nil {
-				return nil, err
-			}
-		}
-		nodes[n.Node] = n
+		n.limits = columns.LimitsOf(limits)
+		r.take(node, n)
 	}
-	return nodes, rows.Err()
+	return rows.Err()
+}
+
+func (r *reported) take(node string, n lastReport) {
+	if before, known := r.last[node]; known && before.end > n.end {
+		before.slice = n.slice
+		n = before
+	}
+	r.last[node] = n
+}
+
+// add takes in what batches say that were stored in a slice.
+func (r *reported) add(batches []*flow.Batch, sl *slice) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, b := range batches {
+		if b.End.After(b.Start) {
+			r.take(b.Node, lastReport{b.Scope, b.Agent.Limits, b.End.UnixMilli(), sl.name})
+		}
+	}
+}
+
+// forget leaves out who was only told of by a slice that is gone.
+func (r *reported) forget(sl *slice) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(r.last, func(_ string, n lastReport) bool { return n.slice == sl.name })
+}
+
+func (r *reported) nodes() map[string]*flow.NodeCoverage {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	nodes := make(map[string]*flow.NodeCoverage)
+	for name, n := range r.last {
+		nodes[name] = &flow.NodeCoverage{Node: name, Scope: n.scope, Limits: slices.Clone(n.limits)}
+	}
+	return nodes
 }
 
 // covered adds up what each node's batches cover of the range, the time that
 // two of them cover counted once.
 func (s *Store) covered(ctx context.Context, since, until time.Time, nodes map[string]*flow.NodeCoverage) error {
 	rows, err := s.db.QueryContext(ctx, `SELECT node, greatest(start, $1), least("end", $2) FROM (`+
-		s.overAll(`SELECT node, start, "end" FROM %s.coverage`)+`) WHERE "end" > $1 AND start < $2 ORDER BY 1, 2`, since.UnixMilli(), until.UnixMilli())
+		s.overAll(`SELECT node, start, "end" FROM %s.coverage`, since)+`) WHERE "end" > $1 AND start < $2 ORDER BY 1, 2`, since.UnixMilli(), until.UnixMilli())
 	if err != nil {
 		return err
 	}
@@ -107,7 +162,7 @@ const maxGapsShown = 1000
 
 func (s *Store) gaps(ctx context.Context, since, until time.Time, nodes map[string]*flow.NodeCoverage) error {
 	rows, err := s.db.QueryContext(ctx, `SELECT * FROM (`+
-		s.overAll(`SELECT node, source, kind, start, "end", lost, detail FROM %s.gap`)+
+		s.overAll(`SELECT node, source, kind, start, "end", lost, detail FROM %s.gap`, since)+
 		fmt.Sprintf(`) WHERE "end" >= $1 AND start <= $2 ORDER BY start DESC LIMIT %d`, maxGapsShown), since.UnixMilli(), until.UnixMilli())
 	if err != nil {
 		return err

@@ -39,11 +39,13 @@ type Store struct {
 	db *sql.DB
 
 	// write is held by the one who appends or changes the list of slices.
-	write    sync.Mutex
-	writer   *writer
-	keys     batchKeys
-	timeline timeline
-	months   map[time.Time]*month // of edges, by the month's beginning
+	write     sync.Mutex
+	writer    *writer
+	keys      batchKeys
+	timeline  timeline
+	documents bool                 // their file is open
+	failed    bool                 // the last write to the open slice
+	months    map[time.Time]*month // of edges, by the month's beginning
 
 	// read guards the list: queries hold it shared while they use slices.
 	read   sync.RWMutex
@@ -51,7 +53,11 @@ type Store struct {
 	// archives hold the refused flows of slices that are gone, by month.
 	archives []*slice
 
-	fresh freshness
+	fresh    freshness
+	defined  defined
+	reported reported
+	unsummed uint64 // how many flows wait to be summed up
+	inMemory int    // how many flows an answer may hold
 }
 
 var _ store.Store = (*Store)(nil)
@@ -83,7 +89,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start DuckDB: %w", err)
 	}
-	s := &Store{o: o, db: sql.OpenDB(connector), keys: make(batchKeys)}
+	s := &Store{o: o, db: sql.OpenDB(connector), keys: make(batchKeys), unsummed: maxUnsummed, inMemory: maxInMemory, defined: defined{views: make(map[string]string)}}
 	if err := s.start(ctx); err != nil {
 		return nil, errors.Join(err, s.db.Close())
 	}
@@ -103,10 +109,16 @@ func (s *Store) start(ctx context.Context) error {
 	if err := s.keys.load(ctx, s.db, s.slices); err != nil {
 		return err
 	}
+	if err := s.reported.load(ctx, s.db, s.slices); err != nil {
+		return err
+	}
 	if err := s.openTimeline(ctx); err != nil {
 		return err
 	}
-	if len(s.slices) > 0 {
+	if err := s.openDocuments(ctx); err != nil {
+		return err
+	}
+	if len(s.slices) > 0 && !s.last().summed && !s.last().converted {
 		if err := s.last().loadDictionary(ctx, s.db); err != nil {
 			return err
 		}
@@ -117,13 +129,14 @@ func (s *Store) start(ctx context.Context) error {
 	if s.writer, err = newWriter(ctx, s.db); err != nil {
 		return err
 	}
+	s.openSums(ctx, s.last())
+	if err := s.removeStraySums(); err != nil {
+		return err
+	}
 	if err := s.defineMacros(ctx); err != nil {
 		return err
 	}
-	if err := s.openMonths(ctx); err != nil {
-		return err
-	}
-	return s.defineViews(ctx)
+	return s.openMonths(ctx)
 }
 
 // configure locks DuckDB into the store's directory: no query, and no file
@@ -164,7 +177,7 @@ func (s *Store) attachAll(ctx context.Context) error {
 		return fmt.Errorf("list store files: %w", err)
 	}
 	for _, path := range files {
-		if name := filepath.Base(path); name == timelineFile || strings.HasPrefix(name, edgePrefix) || strings.HasPrefix(name, archivePrefix) {
+		if name := filepath.Base(path); name == timelineFile || name == documentsFile || strings.HasPrefix(name, edgePrefix) || strings.HasPrefix(name, archivePrefix) || strings.HasPrefix(name, sumsPrefix) {
 			continue
 		}
 		ms, err := strconv.ParseInt(strings.TrimSuffix(filepath.Base(path), fileSuffix), 10, 64)
@@ -173,7 +186,9 @@ func (s *Store) attachAll(ctx context.Context) error {
 			continue
 		}
 		sl := &slice{name: sliceName(ms), path: path, begin: time.UnixMilli(ms)}
-		if err := s.attach(ctx, sl); err != nil {
+		if err := s.attach(ctx, sl); errors.Is(err, errNewer) {
+			return err
+		} else if err != nil {
 			s.o.Logger.Error("a slice of the store cannot be read, its flows are missing from answers", "file", path, "error", err)
 			continue
 		}
@@ -189,8 +204,9 @@ func (s *Store) attach(ctx context.Context, sl *slice) error {
 	if _, err := s.db.ExecContext(ctx, fmt.Sprintf("ATTACH %s AS %s", quote(sl.path), sl.name)); err != nil {
 		return fmt.Errorf("open %s: %w", sl.path, err)
 	}
-	_, err := s.db.ExecContext(ctx, fmt.Sprintf(schema, sl.name))
+	had, err := sliceSteps.migrate(ctx, s.db, sl.name)
 	if err == nil {
+		sl.converted = had > 0 && had < len(sliceSteps)
 		err = sl.load(ctx, s.db)
 	}
 	if err != nil {
@@ -228,17 +244,27 @@ func (s *Store) roll(ctx context.Context) error {
 	if s.o.Now().Sub(last.begin) < s.o.Slice && !last.dict.full() {
 		return nil
 	}
-	if _, err := s.db.ExecContext(ctx, "CHECKPOINT "+last.name); err != nil {
-		return fmt.Errorf("close slice %s: %w", last.path, err)
-	}
-	if err := s.closeEdges(ctx, last); err != nil {
+	if err := s.closeSlice(ctx, last); err != nil {
 		return err
 	}
 	if err := s.begin(ctx); err != nil {
 		return err
 	}
 	last.dict = nil
-	return s.defineViews(ctx)
+	s.openSums(ctx, s.last())
+	return nil
+}
+
+// closeSlice makes of a slice that takes no more flows what questions read
+// instead of these.
+func (s *Store) closeSlice(ctx context.Context, sl *slice) error {
+	if err := s.closeSums(ctx, sl); err != nil {
+		return err
+	}
+	if _, err := s.db.ExecContext(ctx, "CHECKPOINT "+sl.name); err != nil {
+		return fmt.Errorf("close slice %s: %w", sl.path, err)
+	}
+	return s.closeEdges(ctx, sl)
 }
 
 // Stats implements store.Store.
@@ -247,19 +273,23 @@ func (s *Store) Stats(context.Context) (store.Stats, error) {
 	defer s.read.RUnlock()
 	out := store.Stats{Kind: "duckdb", Slices: len(s.slices)}
 	for _, sl := range s.holding() {
-		out.Flows += sl.flows
+		out.Flows += sl.held.Load().flows
 		out.Bytes += uint64(sl.bytes())
-		if b := sl.bounds.start; b != 0 && (out.Oldest.IsZero() || time.UnixMilli(b).Before(out.Oldest)) {
+		if b := sl.held.Load().start; b != 0 && (out.Oldest.IsZero() || time.UnixMilli(b).Before(out.Oldest)) {
 			out.Oldest = time.UnixMilli(b)
 		}
 	}
 	return out, nil
 }
 
-// bytes is what the slice takes on disk, its log included.
+// bytes is what the slice takes on disk, its log and sums included.
 func (sl *slice) bytes() int64 {
+	paths := []string{sl.path, sl.path + ".wal"}
+	if sl.sums != nil {
+		paths = append(paths, sl.sums.path, sl.sums.path+".wal")
+	}
 	var n int64
-	for _, path := range []string{sl.path, sl.path + ".wal"} {
+	for _, path := range paths {
 		if info, err := os.Stat(path); err == nil {
 			n += info.Size()
 		}
@@ -281,6 +311,10 @@ func (s *Store) Close() error {
 	for _, sl := range s.holding() {
 		_, err := s.db.Exec("DETACH " + sl.name) // writes its log into the file
 		errs = append(errs, err)
+		if sl.sums != nil {
+			_, err := s.db.Exec("DETACH " + sl.sums.name)
+			errs = append(errs, err)
+		}
 	}
 	s.slices, s.archives = nil, nil
 	for _, m := range s.months {
@@ -290,6 +324,10 @@ func (s *Store) Close() error {
 	s.months = nil
 	if s.timeline.open {
 		_, err := s.db.Exec("DETACH " + timelineName)
+		errs = append(errs, err)
+	}
+	if s.documents {
+		_, err := s.db.Exec("DETACH " + documentsName)
 		errs = append(errs, err)
 	}
 	return errors.Join(append(errs, s.db.Close())...)

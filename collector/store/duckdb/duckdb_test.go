@@ -28,12 +28,18 @@ func open(t *testing.T, dir string, now func() time.Time) *Store {
 	return s
 }
 
-func TestStore(t *testing.T) {
+func TestStore(t *testing.T) { conforms(t, maxUnsummed) }
+
+// Stores of one transaction a file of sums answer alike.
+func TestStoreSummedUp(t *testing.T) { conforms(t, 1) }
+
+func conforms(t *testing.T, unsummed uint64) {
 	storetest.Run(t, func(t *testing.T) storetest.Fixture {
 		dir := t.TempDir()
 		var passed atomic.Int64
 		now := func() time.Time { return storetest.T0.Add(time.Duration(passed.Load())) }
 		s := open(t, dir, now)
+		s.unsummed = unsummed
 		return storetest.Fixture{
 			Store: s, Update: *update,
 			Advance: func(d time.Duration) { passed.Add(int64(d)) },
@@ -41,7 +47,9 @@ func TestStore(t *testing.T) {
 				if err := s.Close(); err != nil {
 					t.Fatal(err)
 				}
-				return open(t, dir, now)
+				s := open(t, dir, now)
+				s.unsummed = unsummed
+				return s
 			},
 		}
 	})

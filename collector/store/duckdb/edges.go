@@ -20,17 +20,6 @@ import (
 // flows of a slice become edges when the slice is closed, and outlive it.
 const edgePrefix = "edges-"
 
-// edgeSchema of a month, %[1]s being its name. source names the slices whose
-// flows are in it already, so that a crash in between repeats nothing.
-const edgeSchema = `
-CREATE TABLE IF NOT EXISTS %[1]s.edge (id UINTEGER, cluster VARCHAR, protocol UTINYINT, port USMALLINT, direction UTINYINT, verdict UTINYINT,
-	expected UTINYINT, assessment UTINYINT, caveat UTINYINT, exempt UTINYINT, seen BLOB,
-	src_kind UTINYINT, src_identity UBIGINT, src_namespace VARCHAR, src_workload_kind VARCHAR, src_workload VARCHAR, src_node VARCHAR, src_addr BLOB, src_bits UTINYINT, src_labels VARCHAR, src_ip VARCHAR,
-	dst_kind UTINYINT, dst_identity UBIGINT, dst_namespace VARCHAR, dst_workload_kind VARCHAR, dst_workload VARCHAR, dst_node VARCHAR, dst_addr BLOB, dst_bits UTINYINT, dst_labels VARCHAR, dst_ip VARCHAR);
-CREATE TABLE IF NOT EXISTS %[1]s.hour (edge UINTEGER, hour UINTEGER, first BIGINT, last BIGINT, connections UBIGINT, sent UBIGINT, received UBIGINT);
-CREATE TABLE IF NOT EXISTS %[1]s.source (slice VARCHAR);
-`
-
 // month is a file of edges.
 type month struct {
 	name  string // of the attached database
@@ -59,12 +48,14 @@ func (s *Store) openMonths(ctx context.Context) error {
 			s.o.Logger.Warn("a file that is none of the store's was left alone", "file", path)
 			continue
 		}
-		if _, err := s.openMonth(ctx, begin); err != nil {
+		if _, err := s.openMonth(ctx, begin); errors.Is(err, errNewer) {
+			return err
+		} else if err != nil {
 			s.o.Logger.Error("a month's edges cannot be read, they are missing from answers", "file", path, "error", err)
 		}
 	}
-	for _, sl := range s.slices[:max(0, len(s.slices)-1)] {
-		if err := s.closeEdges(ctx, sl); err != nil {
+	for _, sl := range s.slices[:len(s.slices)-1] {
+		if err := s.closeSlice(ctx, sl); err != nil {
 			return err
 		}
 	}
@@ -91,11 +82,11 @@ func (s *Store) openMonth(ctx context.Context, begin time.Time) (*month, error) 
 	s.read.Lock()
 	defer s.read.Unlock()
 	s.months[begin] = m
-	return m, s.defineViewsLocked(ctx)
+	return m, nil
 }
 
 func (m *month) load(ctx context.Context, db *sql.DB) error {
-	if _, err := db.ExecContext(ctx, fmt.Sprintf(edgeSchema, m.name)); err != nil {
+	if _, err := monthSteps.migrate(ctx, db, m.name); err != nil {
 		return err
 	}
 	if _, err := db.ExecContext(ctx, "SELECT src_ip, dst_ip FROM "+m.name+".edge LIMIT 0"); err != nil {
@@ -170,16 +161,32 @@ func scanEdges(ctx context.Context, db *sql.DB, query string, args []any, each f
 	return rows.Err()
 }
 
-// edgesOf makes the edges of a slice, by hour.
-func (s *Store) edgesOf(ctx context.Context, sl *slice) (map[time.Time][]*flow.Edge, error) {
-	rows, err := s.db.QueryContext(ctx, fmt.Sprintf(`SELECT f.start // 3600000 AS hour, f.key, min(f.start), max(f.start + f.duration),
-		sum(f.connections)::UBIGINT, sum(f.bytes_sent)::UBIGINT, sum(f.bytes_received)::UBIGINT
-		FROM %[1]s.flow f JOIN %[1]s.key k ON f.key = k.id GROUP BY hour, f.key, k.pair ORDER BY hour, k.pair, f.key`, sl.name))
+// edgesOf makes the edges of a slice, by hour; n are the slice's names.
+func (s *Store) edgesOf(ctx context.Context, sl *slice, n *names) (map[time.Time][]*flow.Edge, error) {
+	if len(n.keys[0]) == 0 { // nearly all are needed, and by one query they come sooner
+		if err := n.read(ctx, 0, "true"); err != nil {
+			return nil, fmt.Errorf("read keys of %s: %w", sl.path, err)
+		}
+	}
+	conn, end, err := s.reading(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	var m mark
+	if sl.sums != nil {
+		if m, err = sl.sums.mark(ctx, conn); err != nil {
+			return nil, err
+		}
+	}
+	rows, err := conn.QueryContext(ctx, fmt.Sprintf(`SELECT f.* FROM (SELECT hour, key, min(first), max(last), %[3]s, %[4]s, %[5]s
+		FROM (SELECT first // %[6]d AS hour, * FROM (%[2]s)) GROUP BY hour, key) f JOIN %[1]s.key k ON f.key = k.id ORDER BY f.hour, k.pair, f.key`,
+		sl.name, sl.allSums(m), boundedSum("connections"), boundedSum("sent"), boundedSum("received"), hourMS))
 	if err != nil {
 		return nil, fmt.Errorf("read flows of %s: %w", sl.path, err)
 	}
 	defer rows.Close()
-	sums := hourSums{names: newNames(s.db, []*slice{sl}), edges: make(map[time.Time][]*flow.Edge), builder: flow.NewEdgeBuilder()}
+	sums := hourSums{names: n, edges: make(map[time.Time][]*flow.Edge), builder: flow.NewEdgeBuilder()}
 	block := make([]hourSum, 0, rowBlock)
 	for more := true; more; {
 		block = block[:0]
@@ -269,7 +276,7 @@ func (s *Store) closeEdges(ctx context.Context, sl *slice) error {
 	if own.done[sl.name] {
 		return nil
 	}
-	edges, err := s.edgesOf(ctx, sl)
+	edges, err := s.edgesOf(ctx, sl, newNames(s.db, []*slice{sl}))
 	if err != nil {
 		return err
 	}
@@ -330,7 +337,7 @@ func (s *Store) writeEdges(ctx context.Context, m *month, sl *slice, hours []tim
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("store edges of %s: %w", sl.path, err)
+		return errors.Join(fmt.Errorf("store edges of %s: %w", sl.path, err), s.revive(ctx, err, m.name, m.path))
 	}
 	s.read.Lock()
 	defer s.read.Unlock()
@@ -367,9 +374,6 @@ func (s *Store) RetainEdges(ctx context.Context, before time.Time) (freed int64,
 			continue
 		}
 		delete(s.months, begin)
-		if err := s.defineViewsLocked(ctx); err != nil {
-			return freed, err
-		}
 		if _, err := s.db.ExecContext(ctx, "DETACH "+m.name); err != nil {
 			return freed, fmt.Errorf("close %s: %w", m.path, err)
 		}

@@ -21,7 +21,10 @@ const mergeSlack = 15 * time.Second
 func (s *Store) Flows(ctx context.Context, req store.FlowsRequest, yield func(flow.Flow) bool) error {
 	s.read.RLock()
 	defer s.read.RUnlock()
-	if req.Last > 0 {
+	switch {
+	case req.Last > s.inMemory:
+		return s.manyLastFlows(ctx, req.Filter, req.Last, yield)
+	case req.Last > 0:
 		return s.lastFlows(ctx, &req.Filter, req.Last, yield)
 	}
 	given := 0
@@ -51,6 +54,57 @@ func (s *Store) lastFlows(ctx context.Context, f *flow.Filter, n int, yield func
 			}
 		}
 		return nil
+	}
+}
+
+// maxInMemory is how many of the newest flows are held at once.
+const maxInMemory = 10_000
+
+// manyLastFlows gives the newest n without holding them: it finds when they
+// begin, counts the flows from there on, and then leaves out those too many.
+func (s *Store) manyLastFlows(ctx context.Context, f flow.Filter, n int, yield func(flow.Flow) bool) error {
+	given := f.Since
+	for limit := 2*n + 64; ; limit *= 4 {
+		query, args, _ := s.rowsQuery(&f, "start DESC", limit)
+		if query == "" {
+			return nil
+		}
+		var rows, from int64
+		if err := s.db.QueryRowContext(ctx, "SELECT count(*), coalesce(min(start), 0) FROM ("+query+")", args...).Scan(&rows, &from); err != nil {
+			return fmt.Errorf("read flows: %w", err)
+		}
+		all := rows < int64(limit)
+		if !all {
+			// Each flow whose reports are complete begins mergeSlack later.
+			f.Since = time.UnixMilli(from).Add(mergeSlack)
+		}
+		total := 0
+		late := func(r *flow.Flow) bool { return all || !r.Start.Before(f.Since) }
+		err := s.scan(ctx, &f, "start", 0, func(r flow.Flow) bool {
+			if late(&r) {
+				total++
+			}
+			return true
+		})
+		if err != nil {
+			return err
+		}
+		if total < n && !all {
+			f.Since = given
+			continue
+		}
+		skip, left := max(0, total-n), n
+		return s.scan(ctx, &f, "start", 0, func(r flow.Flow) bool {
+			switch {
+			case !late(&r):
+				return true
+			case skip > 0:
+				skip--
+				return true
+			}
+			left--
+			return yield(r) && left > 0
+		})
 	}
 }
 
@@ -108,15 +162,19 @@ func (s *Store) scanRows(ctx context.Context, f *flow.Filter, order string, limi
 func (s *Store) rowsQuery(f *flow.Filter, order string, limit int) (query string, args []any, used []*slice) {
 	var parts []string
 	for _, sl := range s.holding() {
-		if sl.flows == 0 || !f.Since.IsZero() && sl.bounds.end < f.Since.Add(-mergeSlack).UnixMilli() ||
-			!f.Until.IsZero() && sl.bounds.start > f.Until.Add(mergeSlack).UnixMilli() {
+		held := sl.held.Load()
+		if held.flows == 0 || !f.Since.IsZero() && held.end < f.Since.Add(-mergeSlack).UnixMilli() ||
+			!f.Until.IsZero() && held.start > f.Until.Add(mergeSlack).UnixMilli() {
 			continue
 		}
-		part, partArgs := sl.rowsQuery(f, len(used))
-		if limit > 0 {
-			part = fmt.Sprintf("(%s ORDER BY %s LIMIT %d)", part, order, limit)
+		for _, table := range []string{"flow", "denied"} {
+			part, partArgs := sl.rowsQuery(f, table, len(used))
+			if limit > 0 {
+				part = fmt.Sprintf("(%s ORDER BY %s LIMIT %d)", part, order, limit)
+			}
+			parts, args = append(parts, part), append(args, partArgs...)
 		}
-		parts, args, used = append(parts, part), append(args, partArgs...), append(used, sl)
+		used = append(used, sl)
 	}
 	if len(parts) == 0 {
 		return "", nil, nil
@@ -136,12 +194,16 @@ func dialect() *columns.Dialect {
 	}
 }
 
-// rowsQuery selects a slice's rows whose key, or whose key's partner on
-// another node, passes the filter.
-func (sl *slice) rowsQuery(f *flow.Filter, number int) (query string, args []any) {
-	query = fmt.Sprintf("SELECT %d AS slice, %s FROM %s.flow WHERE true", number, rowColumns, sl.name)
+// rowsQuery selects rows of a slice's table whose key, or whose key's partner
+// on another node, passes the filter.
+func (sl *slice) rowsQuery(f *flow.Filter, table string, number int) (query string, args []any) {
+	query = fmt.Sprintf("SELECT %d AS slice, %s FROM %s.%s WHERE true", number, rowColumns, sl.name, table)
 	if condition, bound := dialect().Condition(f); condition != "" {
-		query += " AND key IN (" + sl.matchedKeys(condition) + ")"
+		own := "<>"
+		if table == "denied" {
+			own = "="
+		}
+		query += fmt.Sprintf(" AND key IN (SELECT id FROM %s.key WHERE verdict %s %d AND id IN (%s))", sl.name, own, flow.VerdictDenied, sl.matchedKeys(condition))
 		args = append(args, bound...)
 	}
 	if !f.Since.IsZero() {
@@ -225,21 +287,21 @@ func (n *names) learn(ctx context.Context, block []row) error {
 		if len(ids) == 0 {
 			continue
 		}
-		if err := n.read(ctx, i, strings.Join(ids, ",")); err != nil {
+		if err := n.read(ctx, i, "k.id IN ("+strings.Join(ids, ",")+")"); err != nil {
 			return fmt.Errorf("read keys of %s: %w", n.slices[i].path, err)
 		}
 	}
 	return nil
 }
 
-func (n *names) read(ctx context.Context, i int, ids string) error {
+func (n *names) read(ctx context.Context, i int, condition string) error {
 	end := func(a string) string {
 		return strings.ReplaceAll("?.addr, ?.kind, ?.namespace, ?.pod, ?.workload_kind, ?.workload, ?.node, ?.identity, ?.labels, ?.candidates", "?", a)
 	}
 	rows, err := n.db.QueryContext(ctx, fmt.Sprintf(`SELECT k.id, k.cluster, k.node, k.protocol, k.port, k.verdict, k.direction, k.reason, k.expected,
 		k.assessment, k.caveat, k.sources, k.translated, k.service_addr, k.service_port, k.service_namespace, k.service, k.policies, %[2]s, %[3]s
-		FROM %[1]s.key k JOIN %[1]s.endpoint s ON k.src = s.id JOIN %[1]s.endpoint d ON k.dst = d.id WHERE k.id IN (%[4]s)`,
-		n.slices[i].name, end("s"), end("d"), ids))
+		FROM %[1]s.key k JOIN %[1]s.endpoint s ON k.src = s.id JOIN %[1]s.endpoint d ON k.dst = d.id WHERE %[4]s`,
+		n.slices[i].name, end("s"), end("d"), condition))
 	if err != nil {
 		return err
 	}

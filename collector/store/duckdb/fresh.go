@@ -2,6 +2,7 @@ package duckdb
 
 import (
 	"context"
+	"database/sql"
 	"database/sql/driver"
 	"fmt"
 	"sync"
@@ -27,6 +28,9 @@ type freshness struct {
 	rules  uint64        // the timeline's sequence when its rules were listed
 	listed bool
 	eager  bool // makes edges whatever it costs
+
+	ids   map[flow.EdgeKey]uint32 // of the edges that were made
+	names map[string]*names       // by slice
 }
 
 const (
@@ -57,21 +61,26 @@ func (s *Store) refresh(ctx context.Context, text string) error {
 func (s *Store) refreshEdges(ctx context.Context) error {
 	var open []*slice
 	var flows uint64
-	var names string
+	var which string
 	for _, sl := range s.slices {
 		if own := s.months[monthOf(sl.begin)]; own == nil || !own.done[sl.name] {
-			open, flows, names = append(open, sl), flows+sl.flows, names+" "+sl.name
+			open, flows, which = append(open, sl), flows+sl.held.Load().flows, which+" "+sl.name
 		}
 	}
 	f := &s.fresh
-	if f.slices == names && (f.flows == flows || !f.eager && f.cost > cheap && time.Since(f.made) < restFactor*f.cost) {
+	if f.slices == which && (f.flows == flows || !f.eager && f.cost > cheap && time.Since(f.made) < restFactor*f.cost) {
 		return nil
 	}
 	began := time.Now()
+	again := f.slices == which && f.ids != nil // the edges that were made stay, and become more
+	if !again {
+		f.ids, f.names = make(map[flow.EdgeKey]uint32), make(map[string]*names)
+	}
 	var ends, counts [][]driver.Value
-	ids := make(map[flow.EdgeKey]uint32)
+	ids := f.ids
+	f.ids = nil // after an error all is made anew
 	for _, sl := range open {
-		edges, err := s.edgesOf(ctx, sl)
+		edges, err := s.edgesOf(ctx, sl, f.namesOf(s.db, sl))
 		if err != nil {
 			return err
 		}
@@ -87,11 +96,24 @@ func (s *Store) refreshEdges(ctx context.Context) error {
 			}
 		}
 	}
-	if err := s.replace(ctx, openEdges, map[string][][]driver.Value{"edge": ends, "hour": counts}); err != nil {
+	if err := s.replace(ctx, openEdges, []rowsOf{{"edge", !again, ends}, {"hour", true, counts}}); err != nil {
 		return err
 	}
-	f.slices, f.flows, f.made, f.cost = names, flows, time.Now(), time.Since(began)
+	f.ids, f.slices, f.flows, f.made, f.cost = ids, which, flows, time.Now(), time.Since(began)
 	return nil
+}
+
+// maxNames is how many keys' names are kept from one question to the next.
+const maxNames = 1 << 18
+
+// namesOf are the names of a slice, as far as they are known.
+func (f *freshness) namesOf(db *sql.DB, sl *slice) *names {
+	n := f.names[sl.name]
+	if n == nil || len(n.keys[0]) > maxNames {
+		n = newNames(db, []*slice{sl})
+		f.names[sl.name] = n
+	}
+	return n
 }
 
 func (s *Store) refreshRules(ctx context.Context) error {
@@ -115,15 +137,22 @@ func (s *Store) refreshRules(ctx context.Context) error {
 			})
 		}
 	}
-	if err := s.replace(ctx, "memory", map[string][][]driver.Value{"rule": rows}); err != nil {
+	if err := s.replace(ctx, "memory", []rowsOf{{"rule", true, rows}}); err != nil {
 		return err
 	}
 	s.fresh.rules, s.fresh.listed = sequence, true
 	return nil
 }
 
+// rowsOf are rows for a table, in the place of those that it has or beside them.
+type rowsOf struct {
+	table   string
+	instead bool
+	rows    [][]driver.Value
+}
+
 // replace gives tables of a database in memory other rows.
-func (s *Store) replace(ctx context.Context, database string, tables map[string][][]driver.Value) error {
+func (s *Store) replace(ctx context.Context, database string, tables []rowsOf) error {
 	conn, err := s.db.Conn(ctx)
 	if err != nil {
 		return err
@@ -131,11 +160,13 @@ func (s *Store) replace(ctx context.Context, database string, tables map[string]
 	defer conn.Close()
 	w := &writer{conn: conn}
 	return w.transaction(ctx, func() error {
-		for table, rows := range tables {
-			if _, err := conn.ExecContext(ctx, fmt.Sprintf("DELETE FROM %s.%s", database, table)); err != nil {
-				return err
+		for _, t := range tables {
+			if t.instead {
+				if _, err := conn.ExecContext(ctx, fmt.Sprintf("DELETE FROM %s.%s", database, t.table)); err != nil {
+					return err
+				}
 			}
-			if err := w.insertRows(database, table, rows); err != nil {
+			if err := w.insertRows(database, t.table, t.rows); err != nil {
 				return err
 			}
 		}

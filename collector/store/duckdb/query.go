@@ -3,6 +3,7 @@ package duckdb
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"math/big"
 	"time"
@@ -38,7 +39,27 @@ func (s *Store) Query(ctx context.Context, name string, given map[string]string)
 	if err := s.refresh(ctx, q.SQL); err != nil {
 		return store.Rows{}, fmt.Errorf("answer %s: %w", name, err)
 	}
-	rows, err := s.db.QueryContext(ctx, q.SQL, args...)
+	conn, end, err := s.reading(ctx)
+	if err != nil {
+		return store.Rows{}, fmt.Errorf("answer %s: %w", name, err)
+	}
+	defer end()
+	since := int64(0)
+	if t, given := values["since"].(time.Time); given {
+		since = max(0, t.UnixMilli())
+	}
+	var totals string
+	if queries.Reads(q.SQL, queries.Totals) {
+		if totals, err = s.totals(ctx, conn, since); err != nil {
+			return store.Rows{}, fmt.Errorf("answer %s: %w", name, err)
+		}
+	}
+	rows, err := conn.QueryContext(ctx, q.With(func(table string) string {
+		if table == queries.Totals {
+			return totals
+		}
+		return "(" + s.view(table, since) + ")"
+	}), args...)
 	if err != nil {
 		return store.Rows{}, fmt.Errorf("answer %s: %w", name, err)
 	}
@@ -48,6 +69,23 @@ func (s *Store) Query(ctx context.Context, name string, given map[string]string)
 		q.Present(answer.Columns, r)
 	}
 	return answer, err
+}
+
+// reading begins a transaction that sees each file as it is when it is first
+// read. end gives it back.
+func (s *Store) reading(ctx context.Context) (conn *sql.Conn, end func(), err error) {
+	if conn, err = s.db.Conn(ctx); err != nil {
+		return nil, nil, err
+	}
+	if _, err := conn.ExecContext(ctx, "BEGIN TRANSACTION READ ONLY"); err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	return conn, func() {
+		_, err := conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+		if err = errors.Join(err, conn.Close()); err != nil {
+			s.o.Logger.Error("a question's transaction did not end", "error", err)
+		}
+	}, nil
 }
 
 func readRows(rows *sql.Rows, limit int) (out store.Rows, err error) {

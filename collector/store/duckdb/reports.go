@@ -24,7 +24,7 @@ func (s *Store) Watched(ctx context.Context, since, until time.Time, yield func(
 	s.read.RLock()
 	defer s.read.RUnlock()
 	rows, err := s.db.QueryContext(ctx, `SELECT node, instance, scope, start, "end", limits FROM (`+
-		s.overAll(`SELECT * FROM %s.coverage`)+`) WHERE start >= $1 AND start < $2 ORDER BY ALL`, since.UnixMilli(), until.UnixMilli())
+		s.overAll(`SELECT * FROM %s.coverage`, since)+`) WHERE start >= $1 AND start < $2 ORDER BY ALL`, since.UnixMilli(), until.UnixMilli())
 	if err != nil {
 		return fmt.Errorf("read coverage: %w", err)
 	}
@@ -49,7 +49,7 @@ func (s *Store) Gaps(ctx context.Context, since, until time.Time, yield func(flo
 	s.read.RLock()
 	defer s.read.RUnlock()
 	rows, err := s.db.QueryContext(ctx, `SELECT node, source, kind, start, "end", lost, detail FROM (`+
-		s.overAll(`SELECT * FROM %s.gap`)+`) WHERE start >= $1 AND start < $2 ORDER BY node, start, source, kind, "end", lost, detail`, since.UnixMilli(), until.UnixMilli())
+		s.overAll(`SELECT * FROM %s.gap`, since)+`) WHERE start >= $1 AND start < $2 ORDER BY node, start, source, kind, "end", lost, detail`, since.UnixMilli(), until.UnixMilli())
 	if err != nil {
 		return fmt.Errorf("read gaps: %w", err)
 	}

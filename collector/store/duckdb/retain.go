@@ -2,6 +2,7 @@ package duckdb
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -36,7 +37,9 @@ func (s *Store) openArchives(ctx context.Context) error {
 			continue
 		}
 		a := s.newArchive(begin)
-		if err := s.attachArchive(ctx, a); err != nil {
+		if err := s.attachArchive(ctx, a); errors.Is(err, errNewer) {
+			return err
+		} else if err != nil {
 			s.o.Logger.Error("a month's refused flows cannot be read, they are missing from answers", "file", path, "error", err)
 			continue
 		}
@@ -135,9 +138,7 @@ func (s *Store) dropArchive(ctx context.Context) (freed int64, err error) {
 
 // drop deletes a file that is in no list any more.
 func (s *Store) drop(ctx context.Context, sl *slice) (freed int64, err error) {
-	if err := s.defineViewsLocked(ctx); err != nil {
-		return 0, err
-	}
+	s.reported.forget(sl)
 	if _, err := s.db.ExecContext(ctx, "DETACH "+sl.name); err != nil {
 		return 0, fmt.Errorf("close slice %s: %w", sl.path, err)
 	}
@@ -147,8 +148,7 @@ func (s *Store) drop(ctx context.Context, sl *slice) (freed int64, err error) {
 // archiveFlows copies what is refused from a slice, %[1]s, into an archive,
 // %[2]s, whose numbers go on after those that it has.
 var archiveFlows = [...]string{
-	`INSERT INTO %[2]s.flow SELECT f.* REPLACE (f.key + (SELECT coalesce(max(id), 0) FROM %[2]s.key) AS key) FROM %[1]s.flow f
-		WHERE f.key IN (SELECT id FROM %[1]s.key WHERE verdict = %[3]d)`,
+	`INSERT INTO %[2]s.denied SELECT f.* REPLACE (f.key + (SELECT coalesce(max(id), 0) FROM %[2]s.key) AS key) FROM %[1]s.denied f`,
 	`INSERT INTO %[2]s.key SELECT k.* REPLACE (
 		k.id + (SELECT coalesce(max(id), 0) FROM %[2]s.key) AS id, k.pair + (SELECT coalesce(max(pair), 0) FROM %[2]s.key) AS pair,
 		k.src + (SELECT coalesce(max(id), 0) FROM %[2]s.endpoint) AS src, k.dst + (SELECT coalesce(max(id), 0) FROM %[2]s.endpoint) AS dst)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/flowaudit/flowaudit/collector/store/columns"
@@ -16,42 +17,45 @@ import (
 // everything else that repeats stand once in its dictionaries, so that a flow
 // is a narrow row of numbers.
 type slice struct {
-	name   string // of the attached database
-	path   string
-	begin  time.Time // arrival
-	bounds bounds
-	flows  uint64
+	name  string // of the attached database
+	path  string
+	begin time.Time // arrival
+	held  atomic.Pointer[content]
 
-	// dict is kept while the slice takes writes.
-	dict *dictionary
+	// dict and sums are kept while the slice takes writes.
+	dict     *dictionary
+	sums     *sums
+	unsummed uint64 // how many flows it held when sums could not be made
+	// summed says that the table hour has what all its flows add up to.
+	summed bool
+	// converted says that an older schema became today's when it was opened: such
+	// a slice takes no writes.
+	converted bool
 }
 
-// bounds of the flows in a slice, in Unix milliseconds; zero if there are none.
-type bounds struct {
+// content says how much a slice holds, in which time: the first start and the
+// last end in Unix milliseconds, zero if there are no flows.
+type content struct {
+	flows      uint64
 	start, end int64
 }
 
-func (b *bounds) include(start, end int64) {
-	if b.start == 0 || start < b.start {
-		b.start = start
+func (c *content) include(start, end int64) {
+	if c.start == 0 || start < c.start {
+		c.start = start
 	}
-	b.end = max(b.end, end)
+	c.end = max(c.end, end)
 }
 
-// schema of a slice, %[1]s being its name. Columns that may be unknown hold
-// the empty value, never NULL: conditions and their negations stay simple.
-const schema = `
-CREATE TABLE IF NOT EXISTS %[1]s.endpoint (id UINTEGER, addr BLOB, ip VARCHAR, kind UTINYINT, namespace VARCHAR, pod VARCHAR,
-	workload_kind VARCHAR, workload VARCHAR, node VARCHAR, identity UBIGINT, labels VARCHAR, candidates VARCHAR);
-CREATE TABLE IF NOT EXISTS %[1]s.key (id UINTEGER, cluster VARCHAR, node VARCHAR, protocol UTINYINT, src UINTEGER, dst UINTEGER, port USMALLINT,
-	verdict UTINYINT, direction UTINYINT, reason UTINYINT, expected UTINYINT, assessment UTINYINT, caveat UTINYINT, sources UTINYINT, translated BLOB,
-	service_addr BLOB, service_ip VARCHAR, service_port USMALLINT, service_namespace VARCHAR, service VARCHAR, policies VARCHAR, policy_names VARCHAR, pair UINTEGER, pair_id UBIGINT);
-CREATE TABLE IF NOT EXISTS %[1]s.flow (key UINTEGER, start BIGINT, duration UINTEGER, source_port USMALLINT, connections UBIGINT,
-	counted UTINYINT, tcp_flags UTINYINT, packets_sent UBIGINT, bytes_sent UBIGINT, packets_received UBIGINT, bytes_received UBIGINT);
-CREATE TABLE IF NOT EXISTS %[1]s.batch (cluster VARCHAR, instance VARCHAR, epoch UBIGINT, sequence UBIGINT);
-CREATE TABLE IF NOT EXISTS %[1]s.coverage (node VARCHAR, instance VARCHAR, scope UTINYINT, start BIGINT, "end" BIGINT, limits VARCHAR);
-CREATE TABLE IF NOT EXISTS %[1]s.gap (node VARCHAR, source VARCHAR, kind UTINYINT, start BIGINT, "end" BIGINT, lost UBIGINT, detail VARCHAR);
-`
+// grow says what a transaction added.
+func (sl *slice) grow(added content) {
+	all := *sl.held.Load()
+	all.flows += added.flows
+	if added.start != 0 {
+		all.include(added.start, added.end)
+	}
+	sl.held.Store(&all)
+}
 
 // endpointKey tells entries of the endpoint dictionary apart.
 type endpointKey struct {
@@ -174,15 +178,21 @@ func (d *dictionary) written() {
 	d.writtenEndpoints, d.writtenKeys, d.keyPairs = len(d.endpoints.values), len(d.keys.values), nil
 }
 
-// load reads the dictionaries and bounds of a slice back.
+// load reads what the slice holds.
 func (sl *slice) load(ctx context.Context, db *sql.DB) error {
-	if _, err := db.ExecContext(ctx, fmt.Sprintf("SELECT policy_names, pair_id FROM %s.key LIMIT 0", sl.name)); err != nil {
-		return fmt.Errorf("read %s, which another version of flowaudit made: %w", sl.path, err)
-	}
-	row := db.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), coalesce(min(start), 0), coalesce(max(start + duration), 0) FROM %s.flow`, sl.name))
-	if err := row.Scan(&sl.flows, &sl.bounds.start, &sl.bounds.end); err != nil {
+	if err := db.QueryRowContext(ctx, fmt.Sprintf("SELECT count(*) > 0 FROM %s.hour", sl.name)).Scan(&sl.summed); err != nil {
 		return fmt.Errorf("read %s: %w", sl.path, err)
 	}
+	all := sl.rawSums("true", "true")
+	if sl.summed {
+		all = "SELECT * FROM " + sl.name + ".hour"
+	}
+	var c content
+	row := db.QueryRowContext(ctx, fmt.Sprintf(`SELECT coalesce(sum(flows), 0)::UBIGINT, coalesce(min(first), 0), coalesce(max(last), 0) FROM (%s)`, all))
+	if err := row.Scan(&c.flows, &c.start, &c.end); err != nil {
+		return fmt.Errorf("read %s: %w", sl.path, err)
+	}
+	sl.held.Store(&c)
 	return nil
 }
 

@@ -25,18 +25,14 @@ func (s *Store) SQL(ctx context.Context, text string, maxRows int) (out store.Ro
 	if err := s.refresh(ctx, text); err != nil {
 		return out, err
 	}
-	conn, err := s.db.Conn(ctx)
+	if err := s.defineViews(ctx, text); err != nil {
+		return out, err
+	}
+	conn, end, err := s.reading(ctx)
 	if err != nil {
 		return out, fmt.Errorf("answer SQL: %w", err)
 	}
-	defer conn.Close()
-	if _, err := conn.ExecContext(ctx, "BEGIN TRANSACTION READ ONLY"); err != nil {
-		return out, fmt.Errorf("answer SQL: %w", err)
-	}
-	defer func() {
-		_, rollback := conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
-		err = errors.Join(err, rollback)
-	}()
+	defer end()
 	rows, err := conn.QueryContext(ctx, text)
 	if err != nil {
 		return out, sqlError(ctx, err)

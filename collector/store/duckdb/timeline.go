@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -18,9 +19,6 @@ const (
 	timelineFile = "timeline" + fileSuffix
 	timelineName = "timeline"
 )
-
-const timelineSchema = `CREATE TABLE IF NOT EXISTS timeline.change (time BIGINT, sequence UBIGINT, cluster VARCHAR, kind UTINYINT,
-	namespace VARCHAR, name VARCHAR, author VARCHAR, deleted UTINYINT, object BLOB)`
 
 // timeline knows of each object what its newest change says.
 type timeline struct {
@@ -47,7 +45,7 @@ func (s *Store) openTimeline(ctx context.Context) error {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	s.timeline.open, s.timeline.newest = true, make(map[changeKey]newestChange)
-	if _, err := s.db.ExecContext(ctx, timelineSchema); err != nil {
+	if _, err := timelineSteps.migrate(ctx, s.db, timelineName); err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	err := s.changes(ctx, "SELECT "+changeColumns+" FROM timeline.change ORDER BY sequence", nil, func(sequence uint64, c flow.Change) bool {
@@ -98,7 +96,7 @@ func (s *Store) Record(ctx context.Context, changes []flow.Change) error {
 				delete(s.timeline.newest, k)
 			}
 		}
-		return fmt.Errorf("record changes: %w", err)
+		return errors.Join(fmt.Errorf("record changes: %w", err), s.revive(ctx, err, timelineName, filepath.Join(s.o.Dir, timelineFile)))
 	}
 	s.timeline.sequence += uint64(len(rows))
 	return nil

@@ -22,11 +22,17 @@ type writer struct {
 	conn  *sql.Conn
 	raw   mapping.Connection
 	types []mapping.LogicalType
-	chunk mapping.DataChunk
-	col   vectors
+	// One chunk for each table that flows go into.
+	allowed, denied chunk
 }
 
-// vectors are those of the chunk, in the order of the flow table.
+// chunk is filled, appended and filled again.
+type chunk struct {
+	mapping.DataChunk
+	vectors
+}
+
+// vectors are those of a chunk, in the order of the flow table.
 type vectors struct {
 	key         []uint32
 	start       []int64
@@ -56,16 +62,21 @@ func newWriter(ctx context.Context, db *sql.DB) (*writer, error) {
 	} {
 		w.types = append(w.types, mapping.CreateLogicalType(t))
 	}
-	w.chunk = mapping.CreateDataChunk(w.types)
-	w.col = vectors{
-		key: vector[uint32](w.chunk, 0), start: vector[int64](w.chunk, 1), duration: vector[uint32](w.chunk, 2),
-		sourcePort: vector[uint16](w.chunk, 3), connections: vector[uint64](w.chunk, 4), counted: vector[uint8](w.chunk, 5),
-		tcpFlags: vector[uint8](w.chunk, 6),
-	}
-	for i := range w.col.counters {
-		w.col.counters[i] = vector[uint64](w.chunk, 7+i)
-	}
+	w.allowed, w.denied = newChunk(w.types), newChunk(w.types)
 	return w, nil
+}
+
+func newChunk(types []mapping.LogicalType) chunk {
+	c := mapping.CreateDataChunk(types)
+	v := vectors{
+		key: vector[uint32](c, 0), start: vector[int64](c, 1), duration: vector[uint32](c, 2),
+		sourcePort: vector[uint16](c, 3), connections: vector[uint64](c, 4), counted: vector[uint8](c, 5),
+		tcpFlags: vector[uint8](c, 6),
+	}
+	for i := range v.counters {
+		v.counters[i] = vector[uint64](c, 7+i)
+	}
+	return chunk{c, v}
 }
 
 // handleOf gets DuckDB's handle out of the driver's connection. The driver has
@@ -90,7 +101,8 @@ func vector[T any](chunk mapping.DataChunk, i int) []T {
 }
 
 func (w *writer) close() error {
-	mapping.DestroyDataChunk(&w.chunk)
+	mapping.DestroyDataChunk(&w.allowed.DataChunk)
+	mapping.DestroyDataChunk(&w.denied.DataChunk)
 	for i := range w.types {
 		mapping.DestroyLogicalType(&w.types[i])
 	}
@@ -117,14 +129,14 @@ func (w *writer) transaction(ctx context.Context, f func() error) error {
 
 // appender adds chunks to a table within the connection's transaction.
 type appender struct {
-	w *writer
+	c *chunk
 	a mapping.Appender
 	n int // rows in the chunk
 }
 
-func (w *writer) appender(database string) (*appender, error) {
-	p := &appender{w: w}
-	if mapping.AppenderCreateExt(w.raw, database, "main", "flow", &p.a) == mapping.StateError {
+func (w *writer) appender(database, table string, c *chunk) (*appender, error) {
+	p := &appender{c: c}
+	if mapping.AppenderCreateExt(w.raw, database, "main", table, &p.a) == mapping.StateError {
 		err := errors.New(mapping.AppenderError(p.a))
 		mapping.AppenderDestroy(&p.a)
 		return nil, fmt.Errorf("append flows: %w", err)
@@ -134,7 +146,7 @@ func (w *writer) appender(database string) (*appender, error) {
 
 // add puts a flow into the chunk.
 func (p *appender) add(key uint32, f *flow.Flow) error {
-	c, i := &p.w.col, p.n
+	c, i := &p.c.vectors, p.n
 	start := f.Start.UnixMilli()
 	c.key[i] = key
 	c.start[i] = start
@@ -158,9 +170,9 @@ func (p *appender) flushChunk() error {
 	if p.n == 0 {
 		return nil
 	}
-	mapping.DataChunkSetSize(p.w.chunk, mapping.IdxT(p.n))
+	mapping.DataChunkSetSize(p.c.DataChunk, mapping.IdxT(p.n))
 	p.n = 0
-	if mapping.AppendDataChunk(p.a, p.w.chunk) == mapping.StateError {
+	if mapping.AppendDataChunk(p.a, p.c.DataChunk) == mapping.StateError {
 		return fmt.Errorf("append flows: %s", mapping.AppenderError(p.a))
 	}
 	return nil

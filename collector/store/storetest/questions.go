@@ -189,10 +189,14 @@ func scene(t *testing.T, s Fixture) {
 	unenforced.Expected, unenforced.Assessment = flow.VerdictDenied, flow.AssessmentUnenforced
 	unexplained := seen("n2", ledger, db, 9999, denied, 900*time.Second, 1)
 	unexplained.Expected, unexplained.Assessment, unexplained.Policies = allowed, flow.AssessmentUnexplained, nil
+	between := seen("n1", web, ledger, 8444, unanswered, 950*time.Second, 2)
+	between.Reason = flow.ReasonLostBetween
+	noRoute := seen("n1", web, outside, 8445, denied, 960*time.Second, 1)
+	noRoute.Reason, noRoute.Assessment, noRoute.Caveat, noRoute.Policies = flow.ReasonNoRoute, flow.AssessmentUnknown, flow.CaveatOtherCause, nil
 	kubernetes := seen("n1", web, server, 6443, allowed, 65*time.Minute, 2)
 	kubernetes.Service = &flow.Service{Addr: netip.MustParseAddr("10.96.0.1"), Port: 443, Namespace: "default", Name: "kubernetes"}
 	first := []flow.Flow{
-		byRule, sent, bothRefuse, seen("n1", web, outside, 443, allowed, 20*time.Second, 2), seen("n1", web, metadata, 80, denied, 30*time.Second, 1),
+		byRule, sent, bothRefuse, between, noRoute, seen("n1", web, outside, 443, allowed, 20*time.Second, 2), seen("n1", web, metadata, 80, denied, 30*time.Second, 1),
 		kubernetes, seen("n1", web, db, 3306, allowed, 5*time.Minute, 1), seen("n1", later, outside, 25, allowed, 90*time.Minute, 7),
 	}
 	second := []flow.Flow{

@@ -15,7 +15,7 @@ import (
 func readsSQL(t *testing.T, s Fixture) {
 	scene(t, s)
 	for text, want := range map[string]string{
-		"SELECT count(*) AS n FROM flows WHERE verdict = 'denied'":                                           "n\n11\n",
+		"SELECT count(*) AS n FROM flows WHERE verdict = 'denied'":                                           "n\n12\n",
 		"SELECT sum(connections) AS n FROM edges WHERE destination_workload = 'api' AND verdict = 'allowed'": "n\n5\n",
 		"SELECT namespace FROM rules WHERE rule = 'ingress[1]'":                                              "namespace\n\"shop\"\n",
 		"SELECT n FROM (SELECT count(*) AS n FROM gaps) WHERE n IN (SELECT count(*) FROM identities)":        "n\n1\n",

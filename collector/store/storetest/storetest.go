@@ -81,6 +81,8 @@ func suite() map[string]func(*testing.T, Fixture) {
 		"edges are what flows add up to":      edges,
 		"edges outlive their flows":           edgesOutlive,
 		"flows of which only names are known": namesOnly,
+		"hours add up to edges":               edgeHours,
+		"documents":                           documents,
 	}
 }
 
@@ -251,8 +253,11 @@ func randomFlows(rnd *rand.Rand, n int) []flow.Flow {
 		}
 		e := &flow.Endpoint{
 			Kind: flow.EndpointPod, Namespace: pick(rnd, "shop", "bank"), Pod: pick(rnd, "web-1", "web-2", "db-0"),
-			Workload: flow.Workload{Kind: pick(rnd, "Deployment", "StatefulSet"), Name: pick(rnd, "web", "db")}, Node: "n1",
+			Workload: flow.Workload{Kind: pick(rnd, "Deployment", "StatefulSet"), Name: pick(rnd, "web", "db")}, Node: pick(rnd, "n1", "n2", ""),
 			Labels: map[string]string{"app": pick(rnd, "web", "db"), "x/a": "c"},
+		}
+		if rnd.IntN(4) == 0 {
+			e.Kind = flow.EndpointKind(1 + rnd.IntN(6))
 		}
 		if rnd.IntN(2) == 0 {
 			e.Labels["tier"] = pick(rnd, "1", "2")
@@ -266,6 +271,7 @@ func randomFlows(rnd *rand.Rand, n int) []flow.Flow {
 		f.Verdict = flow.Verdict(rnd.IntN(4))
 		f.Direction = flow.Direction(rnd.IntN(3))
 		f.Assessment = flow.Assessment(rnd.IntN(6))
+		f.Reason, f.Caveat = pick(rnd, flow.ReasonNone, flow.ReasonLogged, flow.ReasonNoRoute, flow.ReasonLostBetween), pick(rnd, flow.CaveatNone, flow.CaveatOtherCause)
 		f.Node, f.Cluster = "n1", pick(rnd, "c1", "c2")
 		f.Source, f.Destination = end(), end()
 		if rnd.IntN(3) == 0 {
@@ -294,7 +300,7 @@ func randomFilter(rnd *rand.Rand) flow.Filter {
 			sel = &f.Not
 		}
 		ends := pick(rnd, &sel.Either, &sel.From, &sel.To)
-		switch rnd.IntN(11) {
+		switch rnd.IntN(14) {
 		case 0:
 			ends.Namespaces = []string{pick(rnd, "shop", "bank", "none")}
 		case 1:
@@ -317,6 +323,12 @@ func randomFilter(rnd *rand.Rand) flow.Filter {
 			sel.Assessments = []flow.Assessment{flow.Assessment(rnd.IntN(6))}
 		case 10:
 			sel.Clusters = []string{pick(rnd, "c1", "c3")}
+		case 11:
+			sel.Reasons = []flow.Reason{pick(rnd, flow.ReasonNone, flow.ReasonNoRoute), flow.ReasonLogged}
+		case 12:
+			sel.Caveats = []flow.Caveat{pick(rnd, flow.CaveatNone, flow.CaveatOtherCause)}
+		case 13:
+			sel.RefusedAt = []flow.Place{pick(rnd, flow.PlaceEgress, flow.PlaceIngress, flow.PlaceBetween)}
 		}
 	}
 	return f

@@ -122,6 +122,9 @@ func fromSelector(s flow.Selector) *Selector {
 		Verdicts:    convert[Verdict](s.Verdicts),
 		Directions:  convert[Direction](s.Directions),
 		Assessments: convert[Assessment](s.Assessments),
+		Reasons:     convert[Reason](s.Reasons),
+		Caveats:     convert[Caveat](s.Caveats),
+		RefusedAt:   convert[Place](s.RefusedAt),
 		Nodes:       s.Nodes, Clusters: s.Clusters,
 	}
 }
@@ -178,6 +181,9 @@ func toSelector(s *Selector) (out flow.Selector, err error) {
 	out.Verdicts = convert[flow.Verdict](s.GetVerdicts())
 	out.Directions = convert[flow.Direction](s.GetDirections())
 	out.Assessments = convert[flow.Assessment](s.GetAssessments())
+	out.Reasons = convert[flow.Reason](s.GetReasons())
+	out.Caveats = convert[flow.Caveat](s.GetCaveats())
+	out.RefusedAt = convert[flow.Place](s.GetRefusedAt())
 	out.Nodes, out.Clusters = s.GetNodes(), s.GetClusters()
 	return out, nil
 }

@@ -197,6 +197,7 @@ const (
 	Caveat_CAVEAT_ADDRESS          Caveat = 9
 	Caveat_CAVEAT_SAME_POD_OR_NODE Caveat = 10
 	Caveat_CAVEAT_NO_ENDPOINT      Caveat = 11
+	Caveat_CAVEAT_OTHER_CAUSE      Caveat = 12
 )
 
 // Enum value maps for Caveat.
@@ -214,6 +215,7 @@ var (
 		9:  "CAVEAT_ADDRESS",
 		10: "CAVEAT_SAME_POD_OR_NODE",
 		11: "CAVEAT_NO_ENDPOINT",
+		12: "CAVEAT_OTHER_CAUSE",
 	}
 	Caveat_value = map[string]int32{
 		"CAVEAT_UNSPECIFIED":      0,
@@ -228,6 +230,7 @@ var (
 		"CAVEAT_ADDRESS":          9,
 		"CAVEAT_SAME_POD_OR_NODE": 10,
 		"CAVEAT_NO_ENDPOINT":      11,
+		"CAVEAT_OTHER_CAUSE":      12,
 	}
 )
 
@@ -273,6 +276,12 @@ const (
 	Reason_REASON_LOST            Reason = 9
 	Reason_REASON_UNTRACKED       Reason = 10
 	Reason_REASON_CONTRADICTED    Reason = 11
+	Reason_REASON_NO_ROUTE        Reason = 12
+	Reason_REASON_REVERSE_PATH    Reason = 13
+	Reason_REASON_FIREWALL        Reason = 14
+	Reason_REASON_NO_ENDPOINT     Reason = 15
+	Reason_REASON_LOST_BETWEEN    Reason = 16
+	Reason_REASON_LABELLED        Reason = 17
 )
 
 // Enum value maps for Reason.
@@ -290,6 +299,12 @@ var (
 		9:  "REASON_LOST",
 		10: "REASON_UNTRACKED",
 		11: "REASON_CONTRADICTED",
+		12: "REASON_NO_ROUTE",
+		13: "REASON_REVERSE_PATH",
+		14: "REASON_FIREWALL",
+		15: "REASON_NO_ENDPOINT",
+		16: "REASON_LOST_BETWEEN",
+		17: "REASON_LABELLED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":     0,
@@ -304,6 +319,12 @@ var (
 		"REASON_LOST":            9,
 		"REASON_UNTRACKED":       10,
 		"REASON_CONTRADICTED":    11,
+		"REASON_NO_ROUTE":        12,
+		"REASON_REVERSE_PATH":    13,
+		"REASON_FIREWALL":        14,
+		"REASON_NO_ENDPOINT":     15,
+		"REASON_LOST_BETWEEN":    16,
+		"REASON_LABELLED":        17,
 	}
 )
 
@@ -332,6 +353,60 @@ func (x Reason) Number() protoreflect.EnumNumber {
 // Deprecated: Use Reason.Descriptor instead.
 func (Reason) EnumDescriptor() ([]byte, []int) {
 	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{4}
+}
+
+// Place says where a connection was stopped. It follows from a flow's verdict,
+// reason, node and ends, so that flows do not carry it.
+type Place int32
+
+const (
+	Place_PLACE_UNSPECIFIED Place = 0
+	Place_PLACE_EGRESS      Place = 1 // the source's node
+	Place_PLACE_INGRESS     Place = 2 // the destination's node
+	Place_PLACE_BETWEEN     Place = 3
+)
+
+// Enum value maps for Place.
+var (
+	Place_name = map[int32]string{
+		0: "PLACE_UNSPECIFIED",
+		1: "PLACE_EGRESS",
+		2: "PLACE_INGRESS",
+		3: "PLACE_BETWEEN",
+	}
+	Place_value = map[string]int32{
+		"PLACE_UNSPECIFIED": 0,
+		"PLACE_EGRESS":      1,
+		"PLACE_INGRESS":     2,
+		"PLACE_BETWEEN":     3,
+	}
+)
+
+func (x Place) Enum() *Place {
+	p := new(Place)
+	*p = x
+	return p
+}
+
+func (x Place) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Place) Descriptor() protoreflect.EnumDescriptor {
+	return file_flowaudit_v1_flow_proto_enumTypes[5].Descriptor()
+}
+
+func (Place) Type() protoreflect.EnumType {
+	return &file_flowaudit_v1_flow_proto_enumTypes[5]
+}
+
+func (x Place) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Place.Descriptor instead.
+func (Place) EnumDescriptor() ([]byte, []int) {
+	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{5}
 }
 
 type EndpointKind int32
@@ -379,11 +454,11 @@ func (x EndpointKind) String() string {
 }
 
 func (EndpointKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_flowaudit_v1_flow_proto_enumTypes[5].Descriptor()
+	return file_flowaudit_v1_flow_proto_enumTypes[6].Descriptor()
 }
 
 func (EndpointKind) Type() protoreflect.EnumType {
-	return &file_flowaudit_v1_flow_proto_enumTypes[5]
+	return &file_flowaudit_v1_flow_proto_enumTypes[6]
 }
 
 func (x EndpointKind) Number() protoreflect.EnumNumber {
@@ -392,7 +467,7 @@ func (x EndpointKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EndpointKind.Descriptor instead.
 func (EndpointKind) EnumDescriptor() ([]byte, []int) {
-	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{5}
+	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{6}
 }
 
 type GapKind int32
@@ -446,11 +521,11 @@ func (x GapKind) String() string {
 }
 
 func (GapKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_flowaudit_v1_flow_proto_enumTypes[6].Descriptor()
+	return file_flowaudit_v1_flow_proto_enumTypes[7].Descriptor()
 }
 
 func (GapKind) Type() protoreflect.EnumType {
-	return &file_flowaudit_v1_flow_proto_enumTypes[6]
+	return &file_flowaudit_v1_flow_proto_enumTypes[7]
 }
 
 func (x GapKind) Number() protoreflect.EnumNumber {
@@ -459,7 +534,7 @@ func (x GapKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GapKind.Descriptor instead.
 func (GapKind) EnumDescriptor() ([]byte, []int) {
-	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{6}
+	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{7}
 }
 
 type Scope int32
@@ -492,11 +567,11 @@ func (x Scope) String() string {
 }
 
 func (Scope) Descriptor() protoreflect.EnumDescriptor {
-	return file_flowaudit_v1_flow_proto_enumTypes[7].Descriptor()
+	return file_flowaudit_v1_flow_proto_enumTypes[8].Descriptor()
 }
 
 func (Scope) Type() protoreflect.EnumType {
-	return &file_flowaudit_v1_flow_proto_enumTypes[7]
+	return &file_flowaudit_v1_flow_proto_enumTypes[8]
 }
 
 func (x Scope) Number() protoreflect.EnumNumber {
@@ -505,7 +580,7 @@ func (x Scope) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Scope.Descriptor instead.
 func (Scope) EnumDescriptor() ([]byte, []int) {
-	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{7}
+	return file_flowaudit_v1_flow_proto_rawDescGZIP(), []int{8}
 }
 
 // Endpoint names one end of a flow as it was at the flow's time.
@@ -1488,7 +1563,7 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x13ASSESSMENT_ENFORCED\x10\x02\x12\x19\n" +
 	"\x15ASSESSMENT_UNENFORCED\x10\x03\x12\x1a\n" +
 	"\x16ASSESSMENT_UNEXPLAINED\x10\x04\x12\x19\n" +
-	"\x15ASSESSMENT_UNANSWERED\x10\x05*\xa7\x02\n" +
+	"\x15ASSESSMENT_UNANSWERED\x10\x05*\xbf\x02\n" +
 	"\x06Caveat\x12\x16\n" +
 	"\x12CAVEAT_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17CAVEAT_OLDER_CONNECTION\x10\x01\x12\x18\n" +
@@ -1503,7 +1578,8 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\x0eCAVEAT_ADDRESS\x10\t\x12\x1b\n" +
 	"\x17CAVEAT_SAME_POD_OR_NODE\x10\n" +
 	"\x12\x16\n" +
-	"\x12CAVEAT_NO_ENDPOINT\x10\v*\x86\x02\n" +
+	"\x12CAVEAT_NO_ENDPOINT\x10\v\x12\x16\n" +
+	"\x12CAVEAT_OTHER_CAUSE\x10\f*\x8f\x03\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOGGED\x10\x01\x12\x10\n" +
@@ -1517,7 +1593,18 @@ const file_flowaudit_v1_flow_proto_rawDesc = "" +
 	"\vREASON_LOST\x10\t\x12\x14\n" +
 	"\x10REASON_UNTRACKED\x10\n" +
 	"\x12\x17\n" +
-	"\x13REASON_CONTRADICTED\x10\v*\xcd\x01\n" +
+	"\x13REASON_CONTRADICTED\x10\v\x12\x13\n" +
+	"\x0fREASON_NO_ROUTE\x10\f\x12\x17\n" +
+	"\x13REASON_REVERSE_PATH\x10\r\x12\x13\n" +
+	"\x0fREASON_FIREWALL\x10\x0e\x12\x16\n" +
+	"\x12REASON_NO_ENDPOINT\x10\x0f\x12\x17\n" +
+	"\x13REASON_LOST_BETWEEN\x10\x10\x12\x13\n" +
+	"\x0fREASON_LABELLED\x10\x11*V\n" +
+	"\x05Place\x12\x15\n" +
+	"\x11PLACE_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fPLACE_EGRESS\x10\x01\x12\x11\n" +
+	"\rPLACE_INGRESS\x10\x02\x12\x11\n" +
+	"\rPLACE_BETWEEN\x10\x03*\xcd\x01\n" +
 	"\fEndpointKind\x12\x1d\n" +
 	"\x19ENDPOINT_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ENDPOINT_KIND_POD\x10\x01\x12\x16\n" +
@@ -1553,7 +1640,7 @@ func file_flowaudit_v1_flow_proto_rawDescGZIP() []byte {
 	return file_flowaudit_v1_flow_proto_rawDescData
 }
 
-var file_flowaudit_v1_flow_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_flowaudit_v1_flow_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
 var file_flowaudit_v1_flow_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_flowaudit_v1_flow_proto_goTypes = []any{
 	(Verdict)(0),         // 0: flowaudit.v1.Verdict
@@ -1561,36 +1648,37 @@ var file_flowaudit_v1_flow_proto_goTypes = []any{
 	(Assessment)(0),      // 2: flowaudit.v1.Assessment
 	(Caveat)(0),          // 3: flowaudit.v1.Caveat
 	(Reason)(0),          // 4: flowaudit.v1.Reason
-	(EndpointKind)(0),    // 5: flowaudit.v1.EndpointKind
-	(GapKind)(0),         // 6: flowaudit.v1.GapKind
-	(Scope)(0),           // 7: flowaudit.v1.Scope
-	(*Endpoint)(nil),     // 8: flowaudit.v1.Endpoint
-	(*Service)(nil),      // 9: flowaudit.v1.Service
-	(*PolicyRef)(nil),    // 10: flowaudit.v1.PolicyRef
-	(*Policies)(nil),     // 11: flowaudit.v1.Policies
-	(*Flows)(nil),        // 12: flowaudit.v1.Flows
-	(*Gap)(nil),          // 13: flowaudit.v1.Gap
-	(*NodeCoverage)(nil), // 14: flowaudit.v1.NodeCoverage
-	(*Coverage)(nil),     // 15: flowaudit.v1.Coverage
-	nil,                  // 16: flowaudit.v1.Endpoint.LabelsEntry
+	(Place)(0),           // 5: flowaudit.v1.Place
+	(EndpointKind)(0),    // 6: flowaudit.v1.EndpointKind
+	(GapKind)(0),         // 7: flowaudit.v1.GapKind
+	(Scope)(0),           // 8: flowaudit.v1.Scope
+	(*Endpoint)(nil),     // 9: flowaudit.v1.Endpoint
+	(*Service)(nil),      // 10: flowaudit.v1.Service
+	(*PolicyRef)(nil),    // 11: flowaudit.v1.PolicyRef
+	(*Policies)(nil),     // 12: flowaudit.v1.Policies
+	(*Flows)(nil),        // 13: flowaudit.v1.Flows
+	(*Gap)(nil),          // 14: flowaudit.v1.Gap
+	(*NodeCoverage)(nil), // 15: flowaudit.v1.NodeCoverage
+	(*Coverage)(nil),     // 16: flowaudit.v1.Coverage
+	nil,                  // 17: flowaudit.v1.Endpoint.LabelsEntry
 }
 var file_flowaudit_v1_flow_proto_depIdxs = []int32{
-	5,  // 0: flowaudit.v1.Endpoint.kind:type_name -> flowaudit.v1.EndpointKind
-	16, // 1: flowaudit.v1.Endpoint.labels:type_name -> flowaudit.v1.Endpoint.LabelsEntry
-	10, // 2: flowaudit.v1.Policies.refs:type_name -> flowaudit.v1.PolicyRef
-	8,  // 3: flowaudit.v1.Flows.endpoints:type_name -> flowaudit.v1.Endpoint
-	9,  // 4: flowaudit.v1.Flows.services:type_name -> flowaudit.v1.Service
-	11, // 5: flowaudit.v1.Flows.policies:type_name -> flowaudit.v1.Policies
+	6,  // 0: flowaudit.v1.Endpoint.kind:type_name -> flowaudit.v1.EndpointKind
+	17, // 1: flowaudit.v1.Endpoint.labels:type_name -> flowaudit.v1.Endpoint.LabelsEntry
+	11, // 2: flowaudit.v1.Policies.refs:type_name -> flowaudit.v1.PolicyRef
+	9,  // 3: flowaudit.v1.Flows.endpoints:type_name -> flowaudit.v1.Endpoint
+	10, // 4: flowaudit.v1.Flows.services:type_name -> flowaudit.v1.Service
+	12, // 5: flowaudit.v1.Flows.policies:type_name -> flowaudit.v1.Policies
 	0,  // 6: flowaudit.v1.Flows.verdict:type_name -> flowaudit.v1.Verdict
 	1,  // 7: flowaudit.v1.Flows.direction:type_name -> flowaudit.v1.Direction
 	4,  // 8: flowaudit.v1.Flows.reason:type_name -> flowaudit.v1.Reason
 	0,  // 9: flowaudit.v1.Flows.expected:type_name -> flowaudit.v1.Verdict
 	2,  // 10: flowaudit.v1.Flows.assessment:type_name -> flowaudit.v1.Assessment
 	3,  // 11: flowaudit.v1.Flows.caveat:type_name -> flowaudit.v1.Caveat
-	6,  // 12: flowaudit.v1.Gap.kind:type_name -> flowaudit.v1.GapKind
-	7,  // 13: flowaudit.v1.NodeCoverage.scope:type_name -> flowaudit.v1.Scope
-	13, // 14: flowaudit.v1.NodeCoverage.gaps:type_name -> flowaudit.v1.Gap
-	14, // 15: flowaudit.v1.Coverage.nodes:type_name -> flowaudit.v1.NodeCoverage
+	7,  // 12: flowaudit.v1.Gap.kind:type_name -> flowaudit.v1.GapKind
+	8,  // 13: flowaudit.v1.NodeCoverage.scope:type_name -> flowaudit.v1.Scope
+	14, // 14: flowaudit.v1.NodeCoverage.gaps:type_name -> flowaudit.v1.Gap
+	15, // 15: flowaudit.v1.Coverage.nodes:type_name -> flowaudit.v1.NodeCoverage
 	16, // [16:16] is the sub-list for method output_type
 	16, // [16:16] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
@@ -1608,7 +1696,7 @@ func file_flowaudit_v1_flow_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flowaudit_v1_flow_proto_rawDesc), len(file_flowaudit_v1_flow_proto_rawDesc)),
-			NumEnums:      8,
+			NumEnums:      9,
 			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,

@@ -354,7 +354,7 @@ func (x *Flows) row(i int, start int64, t *readTables, f *flow.Flow) error {
 		return &FieldError{i, "expected", fmt.Sprintf("unknown value %d", x.Expected[i])}
 	case len(x.Assessment) > 0 && (x.Assessment[i] < 0 || x.Assessment[i] > Assessment_ASSESSMENT_UNANSWERED):
 		return &FieldError{i, "assessment", fmt.Sprintf("unknown value %d", x.Assessment[i])}
-	case len(x.Caveat) > 0 && (x.Caveat[i] < 0 || x.Caveat[i] > Caveat_CAVEAT_NO_ENDPOINT):
+	case len(x.Caveat) > 0 && (x.Caveat[i] < 0 || x.Caveat[i] > Caveat_CAVEAT_OTHER_CAUSE):
 		return &FieldError{i, "caveat", fmt.Sprintf("unknown value %d", x.Caveat[i])}
 	case x.TcpFlags[i] > 255:
 		return &FieldError{i, "tcp_flags", fmt.Sprintf("%#x has more than 8 bits", x.TcpFlags[i])}

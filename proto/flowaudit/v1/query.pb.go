@@ -437,6 +437,9 @@ type Selector struct {
 	Assessments   []Assessment           `protobuf:"varint,8,rep,packed,name=assessments,proto3,enum=flowaudit.v1.Assessment" json:"assessments,omitempty"`
 	Nodes         []string               `protobuf:"bytes,9,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Clusters      []string               `protobuf:"bytes,10,rep,name=clusters,proto3" json:"clusters,omitempty"`
+	Reasons       []Reason               `protobuf:"varint,11,rep,packed,name=reasons,proto3,enum=flowaudit.v1.Reason" json:"reasons,omitempty"`
+	Caveats       []Caveat               `protobuf:"varint,12,rep,packed,name=caveats,proto3,enum=flowaudit.v1.Caveat" json:"caveats,omitempty"`
+	RefusedAt     []Place                `protobuf:"varint,13,rep,packed,name=refused_at,json=refusedAt,proto3,enum=flowaudit.v1.Place" json:"refused_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -537,6 +540,27 @@ func (x *Selector) GetNodes() []string {
 func (x *Selector) GetClusters() []string {
 	if x != nil {
 		return x.Clusters
+	}
+	return nil
+}
+
+func (x *Selector) GetReasons() []Reason {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *Selector) GetCaveats() []Caveat {
+	if x != nil {
+		return x.Caveats
+	}
+	return nil
+}
+
+func (x *Selector) GetRefusedAt() []Place {
+	if x != nil {
+		return x.RefusedAt
 	}
 	return nil
 }
@@ -1347,9 +1371,10 @@ type ClusterState struct {
 	Services      uint64                 `protobuf:"varint,6,opt,name=services,proto3" json:"services,omitempty"`
 	Nodes         uint64                 `protobuf:"varint,7,opt,name=nodes,proto3" json:"nodes,omitempty"`
 	Identities    uint64                 `protobuf:"varint,8,opt,name=identities,proto3" json:"identities,omitempty"`
-	Remembered    uint64                 `protobuf:"varint,9,opt,name=remembered,proto3" json:"remembered,omitempty"`                      // past holders of addresses
-	Forgotten     uint64                 `protobuf:"varint,10,opt,name=forgotten,proto3" json:"forgotten,omitempty"`                       // past holders let go before their time
-	PolicyKinds   []string               `protobuf:"bytes,11,rep,name=policy_kinds,json=policyKinds,proto3" json:"policy_kinds,omitempty"` // kinds of policy beside NetworkPolicy that the cluster has
+	Remembered    uint64                 `protobuf:"varint,9,opt,name=remembered,proto3" json:"remembered,omitempty"`                         // past holders of addresses
+	Forgotten     uint64                 `protobuf:"varint,10,opt,name=forgotten,proto3" json:"forgotten,omitempty"`                          // past holders let go before their time
+	PolicyKinds   []string               `protobuf:"bytes,11,rep,name=policy_kinds,json=policyKinds,proto3" json:"policy_kinds,omitempty"`    // kinds of policy beside NetworkPolicy that the cluster has
+	PolicyDoubts  []string               `protobuf:"bytes,12,rep,name=policy_doubts,json=policyDoubts,proto3" json:"policy_doubts,omitempty"` // such policies that may select more pods than is known, and why
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1457,6 +1482,13 @@ func (x *ClusterState) GetForgotten() uint64 {
 func (x *ClusterState) GetPolicyKinds() []string {
 	if x != nil {
 		return x.PolicyKinds
+	}
+	return nil
+}
+
+func (x *ClusterState) GetPolicyDoubts() []string {
+	if x != nil {
+		return x.PolicyDoubts
 	}
 	return nil
 }
@@ -2130,6 +2162,105 @@ func (x *TimelineResponse) GetChanges() []*Change {
 	return nil
 }
 
+type ObjectsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            int64                  `protobuf:"varint,1,opt,name=at,proto3" json:"at,omitempty"` // Unix milliseconds; 0 is now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObjectsRequest) Reset() {
+	*x = ObjectsRequest{}
+	mi := &file_flowaudit_v1_query_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObjectsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObjectsRequest) ProtoMessage() {}
+
+func (x *ObjectsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flowaudit_v1_query_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObjectsRequest.ProtoReflect.Descriptor instead.
+func (*ObjectsRequest) Descriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ObjectsRequest) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+type ObjectsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// objects are JSON of Kubernetes' API: namespaces, nodes, pods, Services and
+	// policies of any kind, cut to what policies see.
+	Objects [][]byte `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	// limits say what is not known; in the last response only.
+	Limits        []string `protobuf:"bytes,2,rep,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObjectsResponse) Reset() {
+	*x = ObjectsResponse{}
+	mi := &file_flowaudit_v1_query_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObjectsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObjectsResponse) ProtoMessage() {}
+
+func (x *ObjectsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flowaudit_v1_query_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObjectsResponse.ProtoReflect.Descriptor instead.
+func (*ObjectsResponse) Descriptor() ([]byte, []int) {
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ObjectsResponse) GetObjects() [][]byte {
+	if x != nil {
+		return x.Objects
+	}
+	return nil
+}
+
+func (x *ObjectsResponse) GetLimits() []string {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 type Change struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Time          int64                  `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"` // Unix milliseconds
@@ -2146,7 +2277,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_flowaudit_v1_query_proto_msgTypes[25]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +2289,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_flowaudit_v1_query_proto_msgTypes[25]
+	mi := &file_flowaudit_v1_query_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +2302,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{25}
+	return file_flowaudit_v1_query_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Change) GetTime() int64 {
@@ -2253,7 +2384,7 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\x04pods\x18\x02 \x03(\v2\x17.flowaudit.v1.PodPrefixR\x04pods\x128\n" +
 	"\tworkloads\x18\x03 \x03(\v2\x1a.flowaudit.v1.WorkloadNameR\tworkloads\x12\x1a\n" +
 	"\bprefixes\x18\x04 \x03(\tR\bprefixes\x12/\n" +
-	"\x06labels\x18\x05 \x03(\v2\x17.flowaudit.v1.LabelTermR\x06labels\"\x90\x03\n" +
+	"\x06labels\x18\x05 \x03(\v2\x17.flowaudit.v1.LabelTermR\x06labels\"\xa4\x04\n" +
 	"\bSelector\x12*\n" +
 	"\x06either\x18\x01 \x01(\v2\x12.flowaudit.v1.EndsR\x06either\x12&\n" +
 	"\x04from\x18\x02 \x01(\v2\x12.flowaudit.v1.EndsR\x04from\x12\"\n" +
@@ -2267,7 +2398,11 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\vassessments\x18\b \x03(\x0e2\x18.flowaudit.v1.AssessmentR\vassessments\x12\x14\n" +
 	"\x05nodes\x18\t \x03(\tR\x05nodes\x12\x1a\n" +
 	"\bclusters\x18\n" +
-	" \x03(\tR\bclusters\"\x8c\x01\n" +
+	" \x03(\tR\bclusters\x12.\n" +
+	"\areasons\x18\v \x03(\x0e2\x14.flowaudit.v1.ReasonR\areasons\x12.\n" +
+	"\acaveats\x18\f \x03(\x0e2\x14.flowaudit.v1.CaveatR\acaveats\x122\n" +
+	"\n" +
+	"refused_at\x18\r \x03(\x0e2\x13.flowaudit.v1.PlaceR\trefusedAt\"\x8c\x01\n" +
 	"\x06Filter\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x14\n" +
 	"\x05until\x18\x02 \x01(\x03R\x05until\x12,\n" +
@@ -2331,7 +2466,7 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\bproblems\x18\f \x03(\tR\bproblems\x12+\n" +
 	"\x06agents\x18\r \x03(\v2\x13.flowaudit.v1.AgentR\x06agents\x12\x1c\n" +
 	"\tambiguous\x18\x0e \x01(\x04R\tambiguous\x124\n" +
-	"\acluster\x18\x0f \x01(\v2\x1a.flowaudit.v1.ClusterStateR\acluster\"\xb7\x02\n" +
+	"\acluster\x18\x0f \x01(\v2\x1a.flowaudit.v1.ClusterStateR\acluster\"\xdc\x02\n" +
 	"\fClusterState\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
 	"\x04away\x18\x02 \x01(\bR\x04away\x12\x14\n" +
@@ -2350,7 +2485,8 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"remembered\x12\x1c\n" +
 	"\tforgotten\x18\n" +
 	" \x01(\x04R\tforgotten\x12!\n" +
-	"\fpolicy_kinds\x18\v \x03(\tR\vpolicyKinds\"\xde\x03\n" +
+	"\fpolicy_kinds\x18\v \x03(\tR\vpolicyKinds\x12#\n" +
+	"\rpolicy_doubts\x18\f \x03(\tR\fpolicyDoubts\"\xde\x03\n" +
 	"\x05Agent\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12)\n" +
@@ -2416,7 +2552,12 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\x05until\x18\x02 \x01(\x03R\x05until\x12\x18\n" +
 	"\acluster\x18\x03 \x01(\tR\acluster\"B\n" +
 	"\x10TimelineResponse\x12.\n" +
-	"\achanges\x18\x01 \x03(\v2\x14.flowaudit.v1.ChangeR\achanges\"\xe0\x01\n" +
+	"\achanges\x18\x01 \x03(\v2\x14.flowaudit.v1.ChangeR\achanges\" \n" +
+	"\x0eObjectsRequest\x12\x0e\n" +
+	"\x02at\x18\x01 \x01(\x03R\x02at\"C\n" +
+	"\x0fObjectsResponse\x12\x18\n" +
+	"\aobjects\x18\x01 \x03(\fR\aobjects\x12\x16\n" +
+	"\x06limits\x18\x02 \x03(\tR\x06limits\"\xe0\x01\n" +
 	"\x06Change\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12,\n" +
@@ -2440,7 +2581,7 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\x17CHANGE_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12CHANGE_KIND_POLICY\x10\x01\x12\x19\n" +
 	"\x15CHANGE_KIND_NAMESPACE\x10\x02\x12\x18\n" +
-	"\x14CHANGE_KIND_IDENTITY\x10\x032\xe8\x03\n" +
+	"\x14CHANGE_KIND_IDENTITY\x10\x032\xb2\x04\n" +
 	"\x05Query\x12H\n" +
 	"\aObserve\x12\x1c.flowaudit.v1.ObserveRequest\x1a\x1d.flowaudit.v1.ObserveResponse0\x01\x12<\n" +
 	"\x03Run\x12\x18.flowaudit.v1.RunRequest\x1a\x19.flowaudit.v1.RunResponse0\x01\x12B\n" +
@@ -2448,7 +2589,8 @@ const file_flowaudit_v1_query_proto_rawDesc = "" +
 	"\x04List\x12\x19.flowaudit.v1.ListRequest\x1a\x1a.flowaudit.v1.ListResponse\x12C\n" +
 	"\x06Status\x12\x1b.flowaudit.v1.StatusRequest\x1a\x1c.flowaudit.v1.StatusResponse\x12B\n" +
 	"\x05Edges\x12\x1a.flowaudit.v1.EdgesRequest\x1a\x1b.flowaudit.v1.EdgesResponse0\x01\x12K\n" +
-	"\bTimeline\x12\x1d.flowaudit.v1.TimelineRequest\x1a\x1e.flowaudit.v1.TimelineResponse0\x01B?Z=github.com/flowaudit/flowaudit/proto/flowaudit/v1;flowauditv1b\x06proto3"
+	"\bTimeline\x12\x1d.flowaudit.v1.TimelineRequest\x1a\x1e.flowaudit.v1.TimelineResponse0\x01\x12H\n" +
+	"\aObjects\x12\x1c.flowaudit.v1.ObjectsRequest\x1a\x1d.flowaudit.v1.ObjectsResponse0\x01B?Z=github.com/flowaudit/flowaudit/proto/flowaudit/v1;flowauditv1b\x06proto3"
 
 var (
 	file_flowaudit_v1_query_proto_rawDescOnce sync.Once
@@ -2463,7 +2605,7 @@ func file_flowaudit_v1_query_proto_rawDescGZIP() []byte {
 }
 
 var file_flowaudit_v1_query_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_flowaudit_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_flowaudit_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_flowaudit_v1_query_proto_goTypes = []any{
 	(LabelOp)(0),               // 0: flowaudit.v1.LabelOp
 	(Exemption)(0),             // 1: flowaudit.v1.Exemption
@@ -2493,19 +2635,23 @@ var file_flowaudit_v1_query_proto_goTypes = []any{
 	(*Edge)(nil),               // 25: flowaudit.v1.Edge
 	(*TimelineRequest)(nil),    // 26: flowaudit.v1.TimelineRequest
 	(*TimelineResponse)(nil),   // 27: flowaudit.v1.TimelineResponse
-	(*Change)(nil),             // 28: flowaudit.v1.Change
-	nil,                        // 29: flowaudit.v1.RunRequest.ArgumentsEntry
-	nil,                        // 30: flowaudit.v1.EdgeEnd.LabelsEntry
-	(Verdict)(0),               // 31: flowaudit.v1.Verdict
-	(Direction)(0),             // 32: flowaudit.v1.Direction
-	(Assessment)(0),            // 33: flowaudit.v1.Assessment
-	(*Flows)(nil),              // 34: flowaudit.v1.Flows
-	(*Coverage)(nil),           // 35: flowaudit.v1.Coverage
-	(*structpb.ListValue)(nil), // 36: google.protobuf.ListValue
-	(Scope)(0),                 // 37: flowaudit.v1.Scope
-	(*Gap)(nil),                // 38: flowaudit.v1.Gap
-	(EndpointKind)(0),          // 39: flowaudit.v1.EndpointKind
-	(Caveat)(0),                // 40: flowaudit.v1.Caveat
+	(*ObjectsRequest)(nil),     // 28: flowaudit.v1.ObjectsRequest
+	(*ObjectsResponse)(nil),    // 29: flowaudit.v1.ObjectsResponse
+	(*Change)(nil),             // 30: flowaudit.v1.Change
+	nil,                        // 31: flowaudit.v1.RunRequest.ArgumentsEntry
+	nil,                        // 32: flowaudit.v1.EdgeEnd.LabelsEntry
+	(Verdict)(0),               // 33: flowaudit.v1.Verdict
+	(Direction)(0),             // 34: flowaudit.v1.Direction
+	(Assessment)(0),            // 35: flowaudit.v1.Assessment
+	(Reason)(0),                // 36: flowaudit.v1.Reason
+	(Caveat)(0),                // 37: flowaudit.v1.Caveat
+	(Place)(0),                 // 38: flowaudit.v1.Place
+	(*Flows)(nil),              // 39: flowaudit.v1.Flows
+	(*Coverage)(nil),           // 40: flowaudit.v1.Coverage
+	(*structpb.ListValue)(nil), // 41: google.protobuf.ListValue
+	(Scope)(0),                 // 42: flowaudit.v1.Scope
+	(*Gap)(nil),                // 43: flowaudit.v1.Gap
+	(EndpointKind)(0),          // 44: flowaudit.v1.EndpointKind
 }
 var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	0,  // 0: flowaudit.v1.LabelTerm.op:type_name -> flowaudit.v1.LabelOp
@@ -2515,55 +2661,60 @@ var file_flowaudit_v1_query_proto_depIdxs = []int32{
 	6,  // 4: flowaudit.v1.Selector.either:type_name -> flowaudit.v1.Ends
 	6,  // 5: flowaudit.v1.Selector.from:type_name -> flowaudit.v1.Ends
 	6,  // 6: flowaudit.v1.Selector.to:type_name -> flowaudit.v1.Ends
-	31, // 7: flowaudit.v1.Selector.verdicts:type_name -> flowaudit.v1.Verdict
-	32, // 8: flowaudit.v1.Selector.directions:type_name -> flowaudit.v1.Direction
-	33, // 9: flowaudit.v1.Selector.assessments:type_name -> flowaudit.v1.Assessment
-	7,  // 10: flowaudit.v1.Filter.match:type_name -> flowaudit.v1.Selector
-	7,  // 11: flowaudit.v1.Filter.not:type_name -> flowaudit.v1.Selector
-	8,  // 12: flowaudit.v1.ObserveRequest.filter:type_name -> flowaudit.v1.Filter
-	34, // 13: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
-	35, // 14: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
-	29, // 15: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
-	36, // 16: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
-	35, // 17: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
-	16, // 18: flowaudit.v1.ListResponse.questions:type_name -> flowaudit.v1.Question
-	17, // 19: flowaudit.v1.Question.arguments:type_name -> flowaudit.v1.Argument
-	21, // 20: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
-	20, // 21: flowaudit.v1.StatusResponse.cluster:type_name -> flowaudit.v1.ClusterState
-	37, // 22: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
-	38, // 23: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
-	24, // 24: flowaudit.v1.EdgesResponse.ends:type_name -> flowaudit.v1.EdgeEnd
-	25, // 25: flowaudit.v1.EdgesResponse.edges:type_name -> flowaudit.v1.Edge
-	35, // 26: flowaudit.v1.EdgesResponse.coverage:type_name -> flowaudit.v1.Coverage
-	39, // 27: flowaudit.v1.EdgeEnd.kind:type_name -> flowaudit.v1.EndpointKind
-	30, // 28: flowaudit.v1.EdgeEnd.labels:type_name -> flowaudit.v1.EdgeEnd.LabelsEntry
-	32, // 29: flowaudit.v1.Edge.direction:type_name -> flowaudit.v1.Direction
-	31, // 30: flowaudit.v1.Edge.verdict:type_name -> flowaudit.v1.Verdict
-	31, // 31: flowaudit.v1.Edge.expected:type_name -> flowaudit.v1.Verdict
-	33, // 32: flowaudit.v1.Edge.assessment:type_name -> flowaudit.v1.Assessment
-	40, // 33: flowaudit.v1.Edge.caveat:type_name -> flowaudit.v1.Caveat
-	1,  // 34: flowaudit.v1.Edge.exempt:type_name -> flowaudit.v1.Exemption
-	28, // 35: flowaudit.v1.TimelineResponse.changes:type_name -> flowaudit.v1.Change
-	2,  // 36: flowaudit.v1.Change.kind:type_name -> flowaudit.v1.ChangeKind
-	9,  // 37: flowaudit.v1.Query.Observe:input_type -> flowaudit.v1.ObserveRequest
-	11, // 38: flowaudit.v1.Query.Run:input_type -> flowaudit.v1.RunRequest
-	13, // 39: flowaudit.v1.Query.Select:input_type -> flowaudit.v1.SelectRequest
-	14, // 40: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
-	18, // 41: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
-	22, // 42: flowaudit.v1.Query.Edges:input_type -> flowaudit.v1.EdgesRequest
-	26, // 43: flowaudit.v1.Query.Timeline:input_type -> flowaudit.v1.TimelineRequest
-	10, // 44: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
-	12, // 45: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
-	12, // 46: flowaudit.v1.Query.Select:output_type -> flowaudit.v1.RunResponse
-	15, // 47: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
-	19, // 48: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
-	23, // 49: flowaudit.v1.Query.Edges:output_type -> flowaudit.v1.EdgesResponse
-	27, // 50: flowaudit.v1.Query.Timeline:output_type -> flowaudit.v1.TimelineResponse
-	44, // [44:51] is the sub-list for method output_type
-	37, // [37:44] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	33, // 7: flowaudit.v1.Selector.verdicts:type_name -> flowaudit.v1.Verdict
+	34, // 8: flowaudit.v1.Selector.directions:type_name -> flowaudit.v1.Direction
+	35, // 9: flowaudit.v1.Selector.assessments:type_name -> flowaudit.v1.Assessment
+	36, // 10: flowaudit.v1.Selector.reasons:type_name -> flowaudit.v1.Reason
+	37, // 11: flowaudit.v1.Selector.caveats:type_name -> flowaudit.v1.Caveat
+	38, // 12: flowaudit.v1.Selector.refused_at:type_name -> flowaudit.v1.Place
+	7,  // 13: flowaudit.v1.Filter.match:type_name -> flowaudit.v1.Selector
+	7,  // 14: flowaudit.v1.Filter.not:type_name -> flowaudit.v1.Selector
+	8,  // 15: flowaudit.v1.ObserveRequest.filter:type_name -> flowaudit.v1.Filter
+	39, // 16: flowaudit.v1.ObserveResponse.flows:type_name -> flowaudit.v1.Flows
+	40, // 17: flowaudit.v1.ObserveResponse.coverage:type_name -> flowaudit.v1.Coverage
+	31, // 18: flowaudit.v1.RunRequest.arguments:type_name -> flowaudit.v1.RunRequest.ArgumentsEntry
+	41, // 19: flowaudit.v1.RunResponse.rows:type_name -> google.protobuf.ListValue
+	40, // 20: flowaudit.v1.RunResponse.coverage:type_name -> flowaudit.v1.Coverage
+	16, // 21: flowaudit.v1.ListResponse.questions:type_name -> flowaudit.v1.Question
+	17, // 22: flowaudit.v1.Question.arguments:type_name -> flowaudit.v1.Argument
+	21, // 23: flowaudit.v1.StatusResponse.agents:type_name -> flowaudit.v1.Agent
+	20, // 24: flowaudit.v1.StatusResponse.cluster:type_name -> flowaudit.v1.ClusterState
+	42, // 25: flowaudit.v1.Agent.scope:type_name -> flowaudit.v1.Scope
+	43, // 26: flowaudit.v1.Agent.gaps:type_name -> flowaudit.v1.Gap
+	24, // 27: flowaudit.v1.EdgesResponse.ends:type_name -> flowaudit.v1.EdgeEnd
+	25, // 28: flowaudit.v1.EdgesResponse.edges:type_name -> flowaudit.v1.Edge
+	40, // 29: flowaudit.v1.EdgesResponse.coverage:type_name -> flowaudit.v1.Coverage
+	44, // 30: flowaudit.v1.EdgeEnd.kind:type_name -> flowaudit.v1.EndpointKind
+	32, // 31: flowaudit.v1.EdgeEnd.labels:type_name -> flowaudit.v1.EdgeEnd.LabelsEntry
+	34, // 32: flowaudit.v1.Edge.direction:type_name -> flowaudit.v1.Direction
+	33, // 33: flowaudit.v1.Edge.verdict:type_name -> flowaudit.v1.Verdict
+	33, // 34: flowaudit.v1.Edge.expected:type_name -> flowaudit.v1.Verdict
+	35, // 35: flowaudit.v1.Edge.assessment:type_name -> flowaudit.v1.Assessment
+	37, // 36: flowaudit.v1.Edge.caveat:type_name -> flowaudit.v1.Caveat
+	1,  // 37: flowaudit.v1.Edge.exempt:type_name -> flowaudit.v1.Exemption
+	30, // 38: flowaudit.v1.TimelineResponse.changes:type_name -> flowaudit.v1.Change
+	2,  // 39: flowaudit.v1.Change.kind:type_name -> flowaudit.v1.ChangeKind
+	9,  // 40: flowaudit.v1.Query.Observe:input_type -> flowaudit.v1.ObserveRequest
+	11, // 41: flowaudit.v1.Query.Run:input_type -> flowaudit.v1.RunRequest
+	13, // 42: flowaudit.v1.Query.Select:input_type -> flowaudit.v1.SelectRequest
+	14, // 43: flowaudit.v1.Query.List:input_type -> flowaudit.v1.ListRequest
+	18, // 44: flowaudit.v1.Query.Status:input_type -> flowaudit.v1.StatusRequest
+	22, // 45: flowaudit.v1.Query.Edges:input_type -> flowaudit.v1.EdgesRequest
+	26, // 46: flowaudit.v1.Query.Timeline:input_type -> flowaudit.v1.TimelineRequest
+	28, // 47: flowaudit.v1.Query.Objects:input_type -> flowaudit.v1.ObjectsRequest
+	10, // 48: flowaudit.v1.Query.Observe:output_type -> flowaudit.v1.ObserveResponse
+	12, // 49: flowaudit.v1.Query.Run:output_type -> flowaudit.v1.RunResponse
+	12, // 50: flowaudit.v1.Query.Select:output_type -> flowaudit.v1.RunResponse
+	15, // 51: flowaudit.v1.Query.List:output_type -> flowaudit.v1.ListResponse
+	19, // 52: flowaudit.v1.Query.Status:output_type -> flowaudit.v1.StatusResponse
+	23, // 53: flowaudit.v1.Query.Edges:output_type -> flowaudit.v1.EdgesResponse
+	27, // 54: flowaudit.v1.Query.Timeline:output_type -> flowaudit.v1.TimelineResponse
+	29, // 55: flowaudit.v1.Query.Objects:output_type -> flowaudit.v1.ObjectsResponse
+	48, // [48:56] is the sub-list for method output_type
+	40, // [40:48] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_flowaudit_v1_query_proto_init() }
@@ -2578,7 +2729,7 @@ func file_flowaudit_v1_query_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flowaudit_v1_query_proto_rawDesc), len(file_flowaudit_v1_query_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	Query_Status_FullMethodName   = "/flowaudit.v1.Query/Status"
 	Query_Edges_FullMethodName    = "/flowaudit.v1.Query/Edges"
 	Query_Timeline_FullMethodName = "/flowaudit.v1.Query/Timeline"
+	Query_Objects_FullMethodName  = "/flowaudit.v1.Query/Objects"
 )
 
 // QueryClient is the client API for Query service.
@@ -51,6 +52,9 @@ type QueryClient interface {
 	// Timeline gives the state of policies, namespaces and identities at the
 	// beginning of a time, then their changes, in order.
 	Timeline(ctx context.Context, in *TimelineRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TimelineResponse], error)
+	// Objects gives the cluster's objects as policies see them, now or at an
+	// earlier moment.
+	Objects(ctx context.Context, in *ObjectsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ObjectsResponse], error)
 }
 
 type queryClient struct {
@@ -176,6 +180,25 @@ func (c *queryClient) Timeline(ctx context.Context, in *TimelineRequest, opts ..
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Query_TimelineClient = grpc.ServerStreamingClient[TimelineResponse]
 
+func (c *queryClient) Objects(ctx context.Context, in *ObjectsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ObjectsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Query_ServiceDesc.Streams[5], Query_Objects_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ObjectsRequest, ObjectsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Query_ObjectsClient = grpc.ServerStreamingClient[ObjectsResponse]
+
 // QueryServer is the server API for Query service.
 // All implementations must embed UnimplementedQueryServer
 // for forward compatibility.
@@ -197,6 +220,9 @@ type QueryServer interface {
 	// Timeline gives the state of policies, namespaces and identities at the
 	// beginning of a time, then their changes, in order.
 	Timeline(*TimelineRequest, grpc.ServerStreamingServer[TimelineResponse]) error
+	// Objects gives the cluster's objects as policies see them, now or at an
+	// earlier moment.
+	Objects(*ObjectsRequest, grpc.ServerStreamingServer[ObjectsResponse]) error
 	mustEmbedUnimplementedQueryServer()
 }
 
@@ -227,6 +253,9 @@ func (UnimplementedQueryServer) Edges(*EdgesRequest, grpc.ServerStreamingServer[
 }
 func (UnimplementedQueryServer) Timeline(*TimelineRequest, grpc.ServerStreamingServer[TimelineResponse]) error {
 	return status.Error(codes.Unimplemented, "method Timeline not implemented")
+}
+func (UnimplementedQueryServer) Objects(*ObjectsRequest, grpc.ServerStreamingServer[ObjectsResponse]) error {
+	return status.Error(codes.Unimplemented, "method Objects not implemented")
 }
 func (UnimplementedQueryServer) mustEmbedUnimplementedQueryServer() {}
 func (UnimplementedQueryServer) testEmbeddedByValue()               {}
@@ -340,6 +369,17 @@ func _Query_Timeline_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Query_TimelineServer = grpc.ServerStreamingServer[TimelineResponse]
 
+func _Query_Objects_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ObjectsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(QueryServer).Objects(m, &grpc.GenericServerStream[ObjectsRequest, ObjectsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Query_ObjectsServer = grpc.ServerStreamingServer[ObjectsResponse]
+
 // Query_ServiceDesc is the grpc.ServiceDesc for Query service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -380,6 +420,11 @@ var Query_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Timeline",
 			Handler:       _Query_Timeline_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Objects",
+			Handler:       _Query_Objects_Handler,
 			ServerStreams: true,
 		},
 	},

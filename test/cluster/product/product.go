@@ -26,6 +26,7 @@ type Options struct {
 	Bin       string // the directory of the programs, see Build
 	Collector string // kubeconfig of the collector; "" is one with the rights of deploy/rbac
 	NoAgents  bool
+	Arguments []string // of the collector, beside those that it needs
 }
 
 // Product is a collector with the agents of all nodes.
@@ -98,7 +99,7 @@ func (p *Product) start(ctx context.Context, c *cluster.Cluster, o Options) erro
 		collector = o.Collector
 	}
 	cmd := c.Plane().Command(context.Background(), filepath.Join(p.bin, "flowaudit-collector"),
-		"--listen", p.Server, "--data", filepath.Join(p.dir, "data"), "--kubeconfig", collector)
+		append([]string{"--listen", p.Server, "--data", filepath.Join(p.dir, "data"), "--kubeconfig", collector}, o.Arguments...)...)
 	if p.collector, err = process.Start("collector", p.dir, cmd); err != nil {
 		return err
 	}

@@ -31,7 +31,12 @@ type Shop struct {
 	Probe                map[string]*cluster.Pod // by node
 	DBService            map[bool]netip.Addr     // by whether it is IPv6
 	APIService           netip.Addr
+
+	port uint16 // of the last datagram, each from one of its own
 }
+
+// firstPort is below those that the kernel chooses (ip_local_port_range).
+const firstPort = 10000
 
 // Open creates the shop in a namespace of its own, and waits until its pods
 // run, its Services lead to them, and its policies are enforced.
@@ -39,7 +44,7 @@ func Open(ctx context.Context, c *cluster.Cluster, e *enforce.Enforcer, namespac
 	if err := c.Apply(ctx, strings.ReplaceAll(manifests, "NAMESPACE", namespace)); err != nil {
 		return nil, err
 	}
-	s := &Shop{Namespace: namespace, Probe: make(map[string]*cluster.Pod), DBService: make(map[bool]netip.Addr)}
+	s := &Shop{Namespace: namespace, Probe: make(map[string]*cluster.Pod), DBService: make(map[bool]netip.Addr), port: firstPort}
 	for _, app := range []string{"db", "api", "web", "report"} {
 		if err := s.find(ctx, c, app); err != nil {
 			return nil, err
@@ -151,13 +156,24 @@ func (s *Shop) Act(ctx context.Context) ([]ledger.Deed, error) {
 	var deeds []ledger.Deed
 	for _, a := range s.acts() {
 		for range a.times {
-			if err := a.do(ctx); err != nil {
+			if err := a.do(ctx, s.caller(a)); err != nil {
 				return nil, fmt.Errorf("from %s to %s: %w", a.from.Key, a.to.Key, err)
 			}
 		}
 		deeds = append(deeds, a.deed())
 	}
 	return deeds, nil
+}
+
+// caller is who acts. Datagrams from a port that was used before would be no
+// further connection.
+func (s *Shop) caller(a act) traffic.Caller {
+	c := traffic.Caller{From: a.from}
+	if a.network == "udp" {
+		s.port++
+		c.Port = s.port
+	}
+	return c
 }
 
 func (a act) addr() netip.Addr {
@@ -167,15 +183,15 @@ func (a act) addr() netip.Addr {
 	return a.to.IPv4
 }
 
-func (a act) do(ctx context.Context) error {
+func (a act) do(ctx context.Context, by traffic.Caller) error {
 	to := netip.AddrPortFrom(a.addr(), a.port)
 	if a.through.IsValid() {
 		to = netip.AddrPortFrom(a.through, a.servicePort)
 	}
 	if a.refused {
-		return traffic.Knock(ctx, a.from, a.network, to.String())
+		return by.Knock(ctx, a.network, to.String())
 	}
-	return traffic.Talk(ctx, a.from, a.network, to.String(), Payload)
+	return by.Talk(ctx, a.network, to.String(), Payload)
 }
 
 func (a act) deed() ledger.Deed {

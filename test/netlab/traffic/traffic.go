@@ -87,10 +87,23 @@ func echo(u net.PacketConn) {
 	}
 }
 
+// Caller is who connects: from a place, and from a port of its own choice or,
+// with 0, of the kernel's. The kernel may choose a port again that is free: two
+// datagrams from one port are one connection to whoever looks at them.
+type Caller struct {
+	From Place
+	Port uint16
+}
+
 // Talk sends bytes to an echo server and reads them back, on a connection of
 // its own. Network is tcp or udp, the address host:port.
 func Talk(ctx context.Context, from Place, network, to string, size int) error {
-	c, err := Connect(ctx, from, network, to)
+	return Caller{From: from}.Talk(ctx, network, to, size)
+}
+
+// Talk is the function Talk from the caller's port.
+func (a Caller) Talk(ctx context.Context, network, to string, size int) error {
+	c, err := a.connect(ctx, network, to)
 	if err != nil {
 		return err
 	}
@@ -99,9 +112,26 @@ func Talk(ctx context.Context, from Place, network, to string, size int) error {
 }
 
 // Connect opens a connection, which the caller closes.
-func Connect(ctx context.Context, from Place, network, to string) (c net.Conn, err error) {
-	err = from.Do(func() (err error) {
-		c, err = (&net.Dialer{Timeout: patience}).DialContext(ctx, network, to)
+func Connect(ctx context.Context, from Place, network, to string) (net.Conn, error) {
+	return Caller{From: from}.connect(ctx, network, to)
+}
+
+// dialer binds the caller's port.
+func (a Caller) dialer(network string, timeout time.Duration) *net.Dialer {
+	d := &net.Dialer{Timeout: timeout}
+	switch {
+	case a.Port == 0:
+	case strings.HasPrefix(network, "udp"):
+		d.LocalAddr = &net.UDPAddr{Port: int(a.Port)}
+	default:
+		d.LocalAddr = &net.TCPAddr{Port: int(a.Port)}
+	}
+	return d
+}
+
+func (a Caller) connect(ctx context.Context, network, to string) (c net.Conn, err error) {
+	err = a.From.Do(func() (err error) {
+		c, err = a.dialer(network, patience).DialContext(ctx, network, to)
 		return err
 	})
 	if err != nil {
@@ -130,8 +160,13 @@ var ErrLetIn = errors.New("it was let in and must be refused")
 // Knock tries to connect, or sends one datagram, where no answer may come. A
 // connection that gets through is an error.
 func Knock(ctx context.Context, from Place, network, to string) error {
-	return from.Do(func() error {
-		c, err := (&net.Dialer{Timeout: short}).DialContext(ctx, network, to)
+	return Caller{From: from}.Knock(ctx, network, to)
+}
+
+// Knock is the function Knock from the caller's port.
+func (a Caller) Knock(ctx context.Context, network, to string) error {
+	return a.From.Do(func() error {
+		c, err := a.dialer(network, short).DialContext(ctx, network, to)
 		if err != nil {
 			return refusal(to, err)
 		}
