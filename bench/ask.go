@@ -57,7 +57,7 @@ func (c *collector) keepComing(ctx context.Context, asking <-chan struct{}) (sen
 		select {
 		case <-time.After(time.Until(began.Add(time.Duration(sent) * time.Second / meanwhile))):
 		case <-asking:
-			return sent, agent.acknowledged(int(agent.seq-sequence))
+			return sent, agent.acknowledged(int(agent.seq - sequence))
 		case <-ctx.Done():
 			return sent, ctx.Err()
 		}
