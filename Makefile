@@ -60,6 +60,7 @@ generate: ## Make the generated code and pages anew
 	@tools/generated.sh write
 	$(GO) test -run 'TestMetrics' ./agent ./collector -update
 	$(GO) test -run 'TestManualPage' ./cmd/flowaudit ./cmd/flowaudit-agent ./cmd/flowaudit-collector -update
+	$(GO) test -run TestFiles ./queries/grafana -update
 	cd deploy && $(GO) test -run 'TestManifests|TestFiles' . -update
 
 .PHONY: images
