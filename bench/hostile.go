@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -10,7 +11,6 @@ import (
 
 	"google.golang.org/grpc"
 
-	"github.com/flowaudit/flowaudit/flow"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
@@ -21,6 +21,9 @@ const hostileNode = "hostile"
 type hostile struct {
 	*nodeAgent
 	did []atomic.Uint64 // by attack
+
+	// Made once: its own costs are not what is measured.
+	tooLarge, largest, usual, foreign *flowauditv1.Batch
 }
 
 // attack is one of its ways. It gives how often it got through with it until
@@ -43,7 +46,11 @@ func attacks() []attack {
 }
 
 func (f *fleet) hostile() *hostile {
-	return &hostile{nodeAgent: f.newAgent(len(f.agents), hostileNode), did: make([]atomic.Uint64, len(attacks()))}
+	h := &hostile{nodeAgent: f.newAgent(len(f.agents), hostileNode), did: make([]atomic.Uint64, len(attacks()))}
+	h.tooLarge, h.largest, h.usual, h.foreign = h.own(1, 1), h.own(2, 400_000), h.own(3, 8192), h.own(4, windowFlows)
+	h.tooLarge.Agent.Version = strings.Repeat("x", 20<<20)
+	h.foreign.Node, h.foreign.Key.Instance = "node-0", "node-0"
+	return h
 }
 
 // run attacks in all ways at once until ctx ends.
@@ -93,71 +100,56 @@ func (h *hostile) own(sequence uint64, flows int) *flowauditv1.Batch {
 	return flowauditv1.FromBatch(&b)
 }
 
-func (h *hostile) huge(stream flowauditv1.Ingest_ReportClient) uint64 {
-	b := h.own(1, 1)
-	b.Agent.Version = strings.Repeat("x", 256<<20)
-	_ = stream.Send(b) // Recv says why not
-	_, _ = stream.Recv()
-	return 1
+// numbered gives a message another number: it is then no copy of one that came before.
+func numbered(b *flowauditv1.Batch) *flowauditv1.Batch {
+	n := &flowauditv1.Batch{Node: b.Node, Scope: b.Scope, Start: b.Start, End: b.End, Flows: b.Flows, Agent: b.Agent}
+	n.Key = &flowauditv1.BatchKey{Cluster: benchCluster, Instance: b.Key.Instance, Epoch: b.Key.Epoch, Sequence: rand.Uint64()}
+	return n
 }
 
-// large sends as many flows as a message can hold.
-func (h *hostile) large(stream flowauditv1.Ingest_ReportClient) (n uint64) {
-	const flows = 400_000
-	b := h.own(2, flows)
-	for stream.Send(b) == nil {
+// until sends batches, and reads what is said of them, until the stream ends.
+func until(stream flowauditv1.Ingest_ReportClient, next func() *flowauditv1.Batch) (n uint64) {
+	for {
+		_ = stream.Send(next()) // Recv says why not
 		if _, err := stream.Recv(); err != nil {
 			return n
 		}
 		n++
-		b.Key.Sequence += 1 << 32
 	}
-	return n
+}
+
+func (h *hostile) huge(stream flowauditv1.Ingest_ReportClient) uint64 {
+	return 1 + until(stream, func() *flowauditv1.Batch { return h.tooLarge })
+}
+
+// large sends as many flows as a message can hold.
+func (h *hostile) large(stream flowauditv1.Ingest_ReportClient) uint64 {
+	return until(stream, func() *flowauditv1.Batch { return numbered(h.largest) })
 }
 
 // deaf never reads.
 func (h *hostile) deaf(stream flowauditv1.Ingest_ReportClient) (n uint64) {
-	b := h.own(3, 8192)
-	for stream.Send(b) == nil {
+	for stream.Send(numbered(h.usual)) == nil {
 		n++
-		b.Key.Sequence += 1 << 32
 	}
 	return n
 }
 
 func (h *hostile) impostor(stream flowauditv1.Ingest_ReportClient) uint64 {
-	b := h.own(4, windowFlows)
-	b.Node, b.Key.Instance = "node-0", "node-0"
-	_ = stream.Send(b)
-	_, _ = stream.Recv()
-	return 1
+	return 1 + until(stream, func() *flowauditv1.Batch { return h.foreign })
 }
 
-func (h *hostile) replay(stream flowauditv1.Ingest_ReportClient) (n uint64) {
-	b := h.own(5, 8192)
-	for stream.Send(b) == nil {
-		if _, err := stream.Recv(); err != nil {
-			return n
-		}
-		n++
-	}
-	return n
+func (h *hostile) replay(stream flowauditv1.Ingest_ReportClient) uint64 {
+	return until(stream, func() *flowauditv1.Batch { return h.usual })
 }
 
 // crowd reports for its node as ever other instances.
-func (h *hostile) crowd(stream flowauditv1.Ingest_ReportClient) (n uint64) {
-	b := h.own(6, 1)
-	for {
-		b.Key.Instance = fmt.Sprint("crowd-", time.Now().UnixNano())
-		b.Gaps = []*flowauditv1.Gap{flowauditv1.FromGap(flow.Gap{Node: hostileNode, Kind: flow.GapQueue, Start: time.Now(), End: time.Now(), Detail: b.Key.Instance})}
-		if stream.Send(b) != nil {
-			return n
-		}
-		if _, err := stream.Recv(); err != nil {
-			return n
-		}
-		n++
-	}
+func (h *hostile) crowd(stream flowauditv1.Ingest_ReportClient) uint64 {
+	return until(stream, func() *flowauditv1.Batch {
+		b := numbered(h.foreign)
+		b.Node, b.Key.Instance, b.Flows = hostileNode, fmt.Sprint("crowd-", b.Key.Sequence), nil
+		return b
+	})
 }
 
 // idle opens streams beyond what it may, and leaves them.

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/proto/dial"
@@ -31,7 +32,7 @@ func TestMoreThanAnAgentSays(t *testing.T) {
 		batch flow.Batch
 		err   string
 	}{
-		{batchOf(1, denied(maxFlows+1)...), "65537 flows"},
+		{batchOf(1, denied(maxFlows+1)...), fmt.Sprint(maxFlows+1, " flows")},
 		{remarks, "beside its flows"},
 		{batchOf(3, denied(maxFlows)...), ""},
 	} {
@@ -252,4 +253,47 @@ func attacks() []func(*testing.T, flowauditv1.Ingest_ReportClient) {
 			}
 		},
 	}
+}
+
+// TestCountFlows agrees with the decoder, and takes whatever comes.
+func TestCountFlows(t *testing.T) {
+	for _, n := range []int{0, 1, 300} {
+		b := batchOf(1, denied(n)...)
+		message, err := proto.Marshal(flowauditv1.FromBatch(&b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := countFlows(message); got != n {
+			t.Errorf("%d flows, want %d", got, n)
+		}
+		for i := range message {
+			_ = countFlows(message[:i])
+		}
+	}
+	many := batchOf(7, denied(maxFlows+1)...)
+	message, err := proto.Marshal(flowauditv1.FromBatch(&many))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, excess, err := read(message); err != nil || excess == nil || b.GetKey().GetSequence() != 7 || b.Flows != nil {
+		t.Errorf("%v, %v: want the key only, and why", excess, err)
+	}
+}
+
+// FuzzMessage: no message makes more flows than are counted as too many.
+func FuzzMessage(f *testing.F) {
+	for _, n := range []int{0, 3} {
+		b := batchOf(1, denied(n)...)
+		message, err := proto.Marshal(flowauditv1.FromBatch(&b))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(message)
+	}
+	f.Fuzz(func(t *testing.T, message []byte) {
+		b, excess, err := read(message)
+		if err == nil && excess == nil && len(b.GetFlows().GetSrc()) > maxFlows {
+			t.Errorf("%d flows are let through", len(b.GetFlows().GetSrc()))
+		}
+	})
 }

@@ -13,7 +13,6 @@ import (
 	limiter "golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
@@ -165,13 +164,13 @@ func (r *report) close(ctx context.Context) error {
 // store hands a batch to the committer. If it was not submitted, its room is
 // still taken.
 func (r *report) store(ctx context.Context, m *received) (submitted bool, err error) {
-	message := new(flowauditv1.Batch)
-	if err := proto.Unmarshal(m.message, message); err != nil {
+	message, excess, err := read(m.message)
+	if err != nil {
 		return false, status.Error(codes.Internal, "decode message: "+err.Error()) // it may have been damaged on the way
 	}
 	m.message = nil
 	ack := &flowauditv1.Ack{Key: message.GetKey()}
-	batch, err := r.decode(message, ack)
+	batch, err := r.decode(message, excess, ack)
 	if err != nil {
 		r.acks <- ack // has room: a slot is held
 		return false, nil
@@ -253,14 +252,12 @@ func (r *report) name(ctx context.Context, b *flow.Batch) (*naming, error) {
 	return n, nil
 }
 
-// decode reads a batch. What cannot be used is named in ack.
-func (s *ingest) decode(message *flowauditv1.Batch, ack *flowauditv1.Ack) (flow.Batch, error) {
-	var batch flow.Batch
+// decode reads a batch, unless excess says why it is refused. What cannot be used
+// is named in ack.
+func (s *ingest) decode(message *flowauditv1.Batch, excess error, ack *flowauditv1.Ack) (batch flow.Batch, err error) {
 	var invalid int
-	var first, err error
-	if why := excess(message); why != "" {
-		err = errors.New(why)
-	} else {
+	var first error
+	if err = excess; err == nil {
 		batch, invalid, first, err = message.ToBatch()
 	}
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
@@ -32,7 +33,7 @@ const (
 	agentBytes = 4 << 20
 	allBytes   = 32 << 20
 	// maxFlows are more than any agent sends in one batch.
-	maxFlows = 1 << 16
+	maxFlows = 1 << 14
 	// maxRemarks bounds what a batch says beside its flows, in bytes: some of it is remembered.
 	maxRemarks = 128 << 10
 )
@@ -74,13 +75,69 @@ func (p *place) aside(ctx context.Context, wait func() error) error {
 	return err
 }
 
-// excess says why no agent can have made a batch; "" if one can.
-func excess(b *flowauditv1.Batch) string {
-	if n := len(b.GetFlows().GetSrc()); n > maxFlows {
-		return fmt.Sprintf("it has %d flows, more than %d", n, maxFlows)
-	}
-	if n := proto.Size(b) - proto.Size(b.GetFlows()); n > maxRemarks {
-		return fmt.Sprintf("it says %d bytes beside its flows, more than %d", n, maxRemarks)
-	}
-	return ""
+// countFlows counts a message's flows without decoding them. What is broken it
+// leaves to the decoder.
+func countFlows(message []byte) (n int) {
+	const flows, src = 6, 11 // of Batch, and of Flows
+	fields(message, flows, func(value []byte) {
+		fields(value, src, func(column []byte) {
+			for _, c := range column {
+				if c < 0x80 { // the last byte of a number
+					n++
+				}
+			}
+		})
+	})
+	return n
 }
+
+// fields calls found with each value of a field that is made of bytes.
+func fields(message []byte, field protowire.Number, found func([]byte)) {
+	for len(message) > 0 {
+		number, kind, n := protowire.ConsumeTag(message)
+		if n < 0 {
+			return
+		}
+		message = message[n:]
+		if number == field && kind == protowire.BytesType {
+			value, n := protowire.ConsumeBytes(message)
+			if n < 0 {
+				return
+			}
+			found(value)
+			message = message[n:]
+			continue
+		}
+		if n = protowire.ConsumeFieldValue(number, kind, message); n < 0 {
+			return
+		}
+		message = message[n:]
+	}
+}
+
+// read decodes a message. Of one that no agent can have made it may give the key
+// only, and says why.
+func read(message []byte) (b *flowauditv1.Batch, excess, err error) {
+	b = new(flowauditv1.Batch)
+	n := countFlows(message)
+	if n > maxFlows {
+		const key = 1
+		fields(message, key, func(value []byte) {
+			b.Key = new(flowauditv1.BatchKey)
+			err = proto.Unmarshal(value, b.Key)
+		})
+		return b, tooMany(n), err
+	}
+	if err := proto.Unmarshal(message, b); err != nil {
+		return b, nil, err
+	}
+	if n = len(b.GetFlows().GetSrc()); n > maxFlows { // written in another way
+		return b, tooMany(n), nil
+	}
+	if n = proto.Size(b) - proto.Size(b.GetFlows()); n > maxRemarks {
+		return b, fmt.Errorf("it says %d bytes beside its flows, more than %d", n, maxRemarks), nil
+	}
+	return b, nil, nil
+}
+
+func tooMany(flows int) error { return fmt.Errorf("it has %d flows, more than %d", flows, maxFlows) }
