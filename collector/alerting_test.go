@@ -15,6 +15,7 @@ import (
 
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
+	"github.com/flowaudit/flowaudit/monitor/monitortest"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
@@ -54,6 +55,9 @@ func TestADenialIsListedWithinSeconds(t *testing.T) {
 		if !strings.Contains(a.GetExplanation(), "ingress") || !strings.Contains(a.GetCommand(), "--from-workload shop/web") {
 			t.Errorf("explanation %q, command %q", a.GetExplanation(), a.GetCommand())
 		}
+		monitortest.Shows(t, r.registry(t), `flowaudit_alerts_firing{rule="first-denied",severity="warning"} 1
+			flowaudit_alerts_firing{rule="port-scan",severity="critical"} 0
+			flowaudit_alerts_fired_total 1`)
 		if list := r.listed(t, &flowauditv1.ListAlertsRequest{Matchers: []string{"severity=critical"}}); len(list) != 0 {
 			t.Errorf("%v is not critical", list)
 		}
