@@ -203,13 +203,13 @@ func needs() map[string]access.Need {
 		flowauditv1.Query_List_FullMethodName:     access.NeedProof,
 		flowauditv1.Query_Observe_FullMethodName:  access.NeedSight,
 		flowauditv1.Query_Run_FullMethodName:      access.NeedSight,
-		flowauditv1.Query_Edges_FullMethodName:    access.NeedSight,
 		flowauditv1.Query_Timeline_FullMethodName: access.NeedSight,
 		flowauditv1.Query_Select_FullMethodName:   access.NeedAll,
 		flowauditv1.Query_Status_FullMethodName:   access.NeedAll,
 		flowauditv1.Query_Objects_FullMethodName:  access.NeedAll,
 
-		// They judge by labels of both ends.
+		// They judge by labels of both ends, as who asks for edges does.
+		flowauditv1.Query_Edges_FullMethodName: access.NeedAll,
 		flowauditv1.Advice_Suggest_FullMethodName: access.NeedAll,
 		flowauditv1.Advice_Replay_FullMethodName:  access.NeedAll,
 		flowauditv1.Advice_Unused_FullMethodName:  access.NeedAll,
