@@ -76,9 +76,15 @@ bench: need-kernel need-bench build ## Measure: one table of costs, losses and t
 	@$(BIN)/bench
 
 .PHONY: soak
-soak: need-kernel need-build need-cluster ## Run the kernel and cluster tests for long, with many connections (root)
+soak: need-kernel need-cluster build ## Run the kernel, crash and cluster tests for long, with many connections (root)
 	FLOWAUDIT_SOAK=10m CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 60m -v ./test/kernel
+	FLOWAUDIT_SOAK=10m CGO_ENABLED=1 $(GO) test -count=1 -timeout 60m -v ./test/durability
+	$(GO) build -o $(BIN)/bench ./bench && $(BIN)/bench -only outage -outage 10m
 	cd test/cluster && FLOWAUDIT_SOAK=10m $(GO) test -count=1 -timeout 60m -v .
+
+.PHONY: fuzz
+fuzz: need-build ## Fuzz every decoder for a minute each (FUZZTIME=10m for longer)
+	@tools/fuzz.sh $(or $(FUZZTIME),60s)
 
 .PHONY: clean
 clean: ## Remove what build made

@@ -67,6 +67,7 @@ proto/goldmane:
 proto/flowaudit/v1: flow
 agent/nlmsg:
 agent/ipvs: flow
+agent/spool:
 agent/route: flow
 probe:
 monitor:
@@ -82,7 +83,7 @@ agent/nflog: flow agent/nlmsg agent/calico
 agent/nftable:
 agent/conntrack: flow agent/nlmsg agent/nftable
 agent/tap: flow agent/nlmsg agent/nftable agent/nflog agent/conntrack
-agent: flow kube monitor agent/calico agent/felix agent/follow agent/hubble agent/kmsg agent/policylog proto/dial proto/zstd proto/flowaudit/v1 agent/nflog agent/conntrack agent/tap agent/ipvs agent/route
+agent: flow kube monitor agent/spool agent/calico agent/felix agent/follow agent/hubble agent/kmsg agent/policylog proto/dial proto/zstd proto/flowaudit/v1 agent/nflog agent/conntrack agent/tap agent/ipvs agent/route
 collector/identity: flow
 collector/access: flow
 collector/alert: flow
@@ -106,6 +107,7 @@ bench: flow queries agent agent/nlmsg agent/nflog agent/conntrack collector coll
 test/kernel:
 test/chdb:
 test/crash:
+test/durability:
 collector/store/clickhouse/clickhousetest:
 `
 
@@ -214,7 +216,7 @@ func TestReadmeCommandsExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, target := range []string{"help", "build", "demo", "demo-cluster", "test", "lint", "bench", "soak", "generate", "clean"} {
+	for _, target := range []string{"help", "build", "demo", "demo-cluster", "test", "lint", "bench", "soak", "fuzz", "generate", "clean"} {
 		if !strings.Contains(string(makefile), "\n"+target+":") {
 			t.Errorf("Makefile has no target %s", target)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/flowaudit/flowaudit/agent/conntrack"
 	"github.com/flowaudit/flowaudit/agent/ipvs"
 	"github.com/flowaudit/flowaudit/agent/nflog"
+	"github.com/flowaudit/flowaudit/agent/spool"
 	"github.com/flowaudit/flowaudit/agent/tap"
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
@@ -37,13 +39,18 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer conn.Close()
-	a := &agent{Options: o, inbox: newInbox(), queue: newQueue(o.Cluster, o.instance(), o.MaxQueue), started: time.Now()}
+	a := &agent{Options: o, inbox: newInbox(), started: time.Now()}
+	if err := a.openQueue(); err != nil {
+		return err
+	}
 	release, err := a.prepare()
 	if err != nil {
 		return err
 	}
 	defer release()
-	out := &stream{queue: a.queue, client: flowauditv1.NewIngestClient(conn), log: o.Log}
+	out := &stream{
+		queue: a.queue, client: flowauditv1.NewIngestClient(conn), hurry: conn.ResetConnectBackoff, log: o.Log,
+	}
 	server, err := monitor.Listen(o.Monitor, newMetrics(a, out).subject(), o.Log)
 	if err != nil {
 		return err
@@ -54,6 +61,31 @@ func Run(ctx context.Context, o Options) error {
 	err = a.run(ctx, out)
 	stop()
 	return errors.Join(err, <-told)
+}
+
+// openQueue makes the queue. Its epoch is another for each run, so that no two
+// batches have one key, whatever became of the disk.
+func (a *agent) openQueue() (err error) {
+	epoch := rand.Uint64()
+	a.queue = newQueue(a.Cluster, a.instance(), epoch, a.MaxQueue)
+	a.queue.node, a.queue.scope = a.reporter(), a.Scope
+	dir := a.spoolDir()
+	if dir == "" {
+		a.Log.Warn("batches wait in memory only: give --state-dir or --spool-dir a directory that outlasts a restart")
+		return nil
+	}
+	a.queue.disk, err = openDisk(spool.Options{
+		Dir: dir, Epoch: epoch, MaxBytes: a.SpoolMax, MaxAge: a.SpoolAge, Log: a.Log,
+		Lost: func(l spool.Loss) {
+			a.queue.lost.Add(l.Flows)
+			a.inbox.lost(spoolGap(l))
+		},
+	})
+	if err != nil {
+		return err
+	}
+	a.covered = a.queue.disk.covered()
+	return nil
 }
 
 type agent struct {
@@ -71,6 +103,7 @@ type agent struct {
 	notes   []string                                // which sources are read, and why
 	limits  []string
 	started time.Time
+	covered time.Time                     // up to when an earlier run's batches tell, as far as the spool knows
 	ipvs    atomic.Pointer[ipvs.Services] // served without connection tracking; nil if none is
 	rules   rulesOf
 }
@@ -113,7 +146,7 @@ func (a *agent) prepare() (release func(), err error) {
 	a.sources = newSources(a.openers(), a.inbox.lost, a.Log)
 	a.loop = newLoop(loopOptions{
 		Node: a.reporter(), Scope: a.Scope, Window: a.Window, StateDir: a.StateDir, Log: a.Log,
-		Status: a.status, Malformed: a.sources.malformedBySource, Ask: a.ask,
+		Status: a.status, Malformed: a.sources.malformedBySource, Ask: a.ask, Full: a.queue.full, Apart: a.queue.disk != nil,
 	}, t, a.inbox, func(b *flow.Batch) {
 		a.tally.add(b)
 		a.queue.put(b)
@@ -183,24 +216,29 @@ func (a *agent) activate() (func(), error) {
 	}, nil
 }
 
-// restore takes over what an earlier run left, and tells the time between as a gap.
+// restore takes over what an earlier run left.
 func (a *agent) restore(t *table) error {
 	if a.StateDir == "" {
 		return nil
 	}
 	known, saved, err := loadState(a.StateDir)
-	if errors.Is(err, errState) {
+	switch {
+	case errors.Is(err, errState):
 		a.Log.Error("state is not taken over, live connections may be counted again", "error", err)
-		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
-	t.known = known
-	if !saved.IsZero() {
-		a.inbox.lost(flow.Gap{Kind: flow.GapDowntime, Start: saved, End: a.started, Detail: "the agent did not run"})
+	if t.known = known; saved.After(a.covered) {
+		a.covered = saved
 	}
 	return nil
+}
+
+// downtime tells, as soon as the sources are open, since when nobody watched.
+func (a *agent) downtime() {
+	if now := time.Now(); !a.covered.IsZero() && a.covered.Before(now) {
+		a.inbox.lost(flow.Gap{Kind: flow.GapDowntime, Start: a.covered, End: now, Detail: "the agent did not run"})
+	}
 }
 
 func (a *agent) openers() []opener {
@@ -286,6 +324,9 @@ func (a *agent) status() flow.AgentStatus {
 		w := a.watch.Status()
 		s.Skew, s.Limits = w.Skew, slices.Concat(a.limits, w.Problems)
 	}
+	if d := a.queue.disk; d != nil && d.failing.Load() {
+		s.Limits = append(slices.Clip(s.Limits), "the disk takes nothing: batches wait in the agent's memory only")
+	}
 	if services := a.ipvs.Load(); services != nil {
 		s.Limits = append(slices.Clip(s.Limits), limitIPVS)
 	}
@@ -306,6 +347,7 @@ func (a *agent) run(ctx context.Context, out *stream) error {
 		cancel()
 		return errors.Join(err, group.Wait())
 	}
+	a.downtime()
 	a.Log.Info("agent reads", "node", a.reporter(), "scope", a.Scope.String(), "sources", a.sources.names(), "collector", a.Collector.Address)
 
 	group.Go(func() error {
@@ -315,23 +357,41 @@ func (a *agent) run(ctx context.Context, out *stream) error {
 	group.Go(func() error {
 		defer a.queue.close()
 		a.loop.run()
+		a.inbox.divert(a.queue.tell) // no window follows that would tell
 		return nil
 	})
 	sending, stopSending := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopSending()
-	drained := make(chan error, 1)
+	drained, kept := make(chan error, 1), make(chan struct{})
+	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopKeeping()
 	go func() { drained <- out.run(sending) }()
+	go func() { defer close(kept); a.queue.keep(keeping) }()
 
 	err = group.Wait()
 	select {
 	case e := <-drained:
-		return errors.Join(err, e)
+		err = errors.Join(err, e)
 	case <-time.After(drainDeadline):
 		stopSending()
-		err = errors.Join(err, <-drained)
+		if e := <-drained; !errors.Is(e, context.Canceled) {
+			err = errors.Join(err, e)
+		}
 	}
-	if batches, flows := a.queue.waiting(); batches > 0 {
-		err = errors.Join(err, fmt.Errorf("stop: the collector did not take the last %d flows in %s", flows, drainDeadline))
+	stopKeeping()
+	<-kept
+	return errors.Join(err, a.left())
+}
+
+// left says what the collector did not take before the agent stopped. What is
+// on disk the next run sends.
+func (a *agent) left() error {
+	batches, flows, unsafe := a.queue.waiting()
+	if unsafe > 0 {
+		return fmt.Errorf("stop: the collector did not take the last %d flows in %s", unsafe, drainDeadline)
 	}
-	return err
+	if a.queue.disk != nil && a.queue.disk.bytes() > 0 && batches > 0 {
+		a.Log.Info("the collector is away: what waits is sent by the next run", "batches", batches, "flows", flows, "bytes on disk", a.queue.disk.bytes())
+	}
+	return nil
 }

@@ -230,7 +230,7 @@ func TestIPVSWithoutConnectionTracking(t *testing.T) {
 	const services = "\n\n\nTCP  0A60000A:0050 rr\n  -> 0A000002:1F90      Masq    1      0          0\n"
 	put("proc/thread-self/net/ip_vs", services)
 	put("proc/sys/net/ipv4/vs/conntrack", "0\n")
-	a := &agent{Options: Options{Log: slog.New(slog.DiscardHandler)}, inbox: newInbox(), sources: newSources(nil, func(flow.Gap) {}, nil)}
+	a := &agent{Options: Options{Log: slog.New(slog.DiscardHandler)}, inbox: newInbox(), queue: newQueue("c", "n1", 7, 1000), sources: newSources(nil, func(flow.Gap) {}, nil)}
 	a.readIPVS(root)
 	if limits := a.status().Limits; !cmp.Equal(limits, []string{limitIPVS}) {
 		t.Errorf("limits %q", limits)

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/flowaudit/flowaudit/agent/nflog"
+	"github.com/flowaudit/flowaudit/agent/spool"
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
 	"github.com/flowaudit/flowaudit/monitor"
@@ -45,9 +47,12 @@ type Options struct {
 	// packets and bytes, which needs more rights than an agent has.
 	EnableAccounting bool
 
-	Manifests string          // directory of cluster objects; empty for none
-	Access    kube.Access     // to the API server, if one is to be asked
-	StateDir  string          // where live connections outlast a restart; empty for nowhere
+	Manifests string      // directory of cluster objects; empty for none
+	Access    kube.Access // to the API server, if one is to be asked
+	StateDir  string      // where live connections outlast a restart; empty for nowhere
+	SpoolDir  string      // where batches wait; empty for StateDir's folder spool, or memory without that
+	SpoolMax  int64       // bytes on disk
+	SpoolAge  time.Duration
 	Monitor   monitor.Options // where it tells about itself
 	Log       *slog.Logger
 }
@@ -75,6 +80,8 @@ func DefaultOptions() Options {
 		MaxConnections:   1 << 20,
 		MaxFlows:         1 << 17,
 		MaxQueue:         1 << 19,
+		SpoolMax:         1 << 30,
+		SpoolAge:         7 * 24 * time.Hour,
 		ConfirmedAllowed: ConfirmedAuto,
 	}
 }
@@ -119,6 +126,12 @@ func (o *Options) Validate() error {
 			bad("%s %d: want at least 1000", limit.flag, limit.n)
 		}
 	}
+	if o.SpoolMax < spool.MinBytes {
+		bad("--spool-size %d: want at least %d bytes", o.SpoolMax, spool.MinBytes)
+	}
+	if o.SpoolAge < time.Minute {
+		bad("--spool-age %s: want at least 1m", o.SpoolAge)
+	}
 	switch o.ConfirmedAllowed {
 	case ConfirmedAuto, ConfirmedTrust, ConfirmedDoubt:
 	default:
@@ -161,6 +174,14 @@ func (o *Options) reporter() string {
 		return o.Pod.Namespace + "/" + o.Pod.Name
 	}
 	return o.Node
+}
+
+// spoolDir is where batches wait; empty for memory.
+func (o *Options) spoolDir() string {
+	if o.SpoolDir == "" && o.StateDir != "" {
+		return filepath.Join(o.StateDir, "spool")
+	}
+	return o.SpoolDir
 }
 
 func (o *Options) instance() string {

@@ -15,7 +15,8 @@ type inbox struct {
 
 	mu    sync.Mutex
 	gaps  []flow.Gap
-	flows []flow.Flow // that a network plugin has aggregated itself
+	after func(flow.Gap) // takes the gaps once no window does; nil before
+	flows []flow.Flow    // that a network plugin has aggregated itself
 }
 
 const (
@@ -64,19 +65,38 @@ const maxGaps = 64
 func (b *inbox) lost(g flow.Gap) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.after != nil {
+		b.after(g)
+		return
+	}
 	for i := len(b.gaps) - 1; i >= 0; i-- {
 		p := &b.gaps[i]
 		if p.Source != g.Source || p.Kind != g.Kind || p.Detail != g.Detail {
 			continue
 		}
-		if len(b.gaps) < maxGaps && g.Start.Sub(p.End) > time.Second {
+		if len(b.gaps) < maxGaps && (g.Start.Sub(p.End) > time.Second || p.Start.Sub(g.End) > time.Second) {
 			break
 		}
-		p.End = g.End
+		if g.Start.Before(p.Start) {
+			p.Start = g.Start
+		}
+		if g.End.After(p.End) {
+			p.End = g.End
+		}
 		p.Lost += g.Lost
 		return
 	}
 	b.gaps = append(b.gaps, g)
+}
+
+// divert gives the gaps that are in and all that come to another.
+func (b *inbox) divert(to func(flow.Gap)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, g := range b.gaps {
+		to(g)
+	}
+	b.gaps, b.after = nil, to
 }
 
 // maxReported bounds the flows that wait for the window's end.

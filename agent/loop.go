@@ -16,6 +16,7 @@ type loop struct {
 	naming  *naming
 	inbox   *inbox
 	out     func(*flow.Batch)
+	clock   nodeClock
 	covered time.Time // up to here batches have told what was seen
 	saved   time.Time
 	seen    map[string]uint64 // malformed messages told, by source
@@ -33,6 +34,12 @@ type loopOptions struct {
 	// Ask asks conntrack whether connections are tracked; false if it cannot be
 	// asked now.
 	Ask func([]conntrack.Question) bool
+	// Full is how much of its bound the queue has used, in percent.
+	Full func() int
+	// Apart gives refused flows batches of their own.
+	Apart bool
+	// Wall is the node's time; nil takes the real one.
+	Wall func() time.Time
 	// Malformed counts messages that could not be decoded, by source.
 	Malformed func() map[string]uint64
 }
@@ -45,13 +52,19 @@ const (
 )
 
 func newLoop(o loopOptions, t *table, in *inbox, out func(*flow.Batch)) *loop {
-	return &loop{loopOptions: o, table: t, naming: newNaming(t.window), inbox: in, out: out, seen: make(map[string]uint64), pulse: &pulse{}}
+	if o.Wall == nil {
+		o.Wall = time.Now
+	}
+	return &loop{loopOptions: o, clock: newClock(o.Wall), table: t, naming: newNaming(t.window), inbox: in, out: out, seen: make(map[string]uint64), pulse: &pulse{}}
 }
 
 // run works until the inbox is closed, and then gives out what is open.
 func (l *loop) run() {
-	l.covered = time.Now()
+	l.covered = l.clock.now()
 	l.saved = l.covered
+	if gaps := l.windowGaps(l.covered); len(gaps) > 0 {
+		l.send(nil, l.covered, gaps) // a run that is killed in its first window must have told them
+	}
 	early := time.NewTicker(earlyInterval)
 	defer early.Stop()
 	window := time.NewTimer(l.untilWindowEnd())
@@ -65,11 +78,13 @@ func (l *loop) run() {
 			}
 			l.take(observations)
 		case <-early.C:
-			now := time.Now()
+			l.adjust()
+			now := l.clock.now()
 			l.look(now)
 			l.sendEarly(now)
 			l.pulse.tell(l.table, now)
 		case <-window.C:
+			l.adjust()
 			l.closeWindow()
 			window.Reset(l.untilWindowEnd())
 		}
@@ -87,8 +102,23 @@ func (l *loop) sendEarly(now time.Time) {
 // untilWindowEnd aligns windows to the clock, so that those of all nodes are
 // the same.
 func (l *loop) untilWindowEnd() time.Duration {
-	now := time.Now()
-	return now.Truncate(l.Window).Add(l.Window).Sub(now)
+	now, window := l.clock.now(), harder(l.Window, l.Full())
+	return now.Truncate(window).Add(window).Sub(now)
+}
+
+// maxHarder is the longest window that a full queue makes of a shorter one.
+const maxHarder = 5 * time.Minute
+
+// harder lengthens windows while the queue fills: merging more costs a flow's
+// exact time, where dropping would cost the flow.
+func harder(window time.Duration, full int) time.Duration {
+	switch {
+	case full < 50:
+		return window
+	case full < 75:
+		return max(window, min(6*window, maxHarder))
+	}
+	return max(window, min(30*window, maxHarder))
 }
 
 func (l *loop) take(observations []flow.Observation) {
@@ -112,8 +142,9 @@ func (l *loop) look(now time.Time) {
 	}
 }
 
-func (l *loop) closeWindow() {
-	now := time.Now()
+func (l *loop) closeWindow() { l.closeWindowAt(l.clock.now()) }
+
+func (l *loop) closeWindowAt(now time.Time) {
 	flows := append(l.naming.take(l.table.closeWindow(now), now, time.Time{}), l.inbox.takeFlows()...)
 	l.send(flows, now, l.windowGaps(now))
 	if l.StateDir != "" && now.Sub(l.saved) >= saveInterval {
@@ -159,7 +190,7 @@ func (l *loop) send(flows []flow.Flow, until time.Time, gaps []flow.Gap) {
 	}
 	for _, b := range split(flow.Batch{
 		Node: l.Node, Scope: l.Scope, Start: l.covered, End: until, Flows: flows, Gaps: gaps, Agent: status,
-	}) {
+	}, l.Apart) {
 		l.out(b)
 	}
 	l.covered = until
@@ -168,7 +199,8 @@ func (l *loop) send(flows []flow.Flow, until time.Time, gaps []flow.Gap) {
 // stop gives out what is open. What still waits for a verdict is kept for the
 // next run where there is a place, else it is told as it stands.
 func (l *loop) stop() {
-	now := time.Now()
+	l.adjust()
+	now := l.clock.now()
 	l.table.leaveUnconfirmed()
 	flows := l.table.closeWindow(now)
 	if l.StateDir == "" || !l.save(now) {

@@ -21,6 +21,7 @@ type metrics struct {
 	connections, connectionsLimit, window, windowLimit *prometheus.Desc
 	flows, told, gaps, gapTime, lost                   *prometheus.Desc
 	queueBatches, queueFlows, queueLimit, shed, oldest *prometheus.Desc
+	spool, spoolLimit                                  *prometheus.Desc
 	connected, acknowledged, acknowledgedAt, rejected  *prometheus.Desc
 	apiAway, apiSkew, limits                           *prometheus.Desc
 }
@@ -47,11 +48,14 @@ func newMetrics(a *agent, s *stream) *metrics {
 		gapTime: desc("gap_seconds_total", "How long those times were together.", "kind"),
 		lost:    desc("lost_events_total", "Events known to be lost in them; where the number cannot be known, none is counted.", "kind"),
 
-		queueBatches: desc("queue_batches", "Batches that the collector has not acknowledged."),
+		queueBatches: desc("queue_batches", "Batches in memory that the collector has not acknowledged."),
 		queueFlows:   desc("queue_flows", "Flows of those batches."),
-		queueLimit:   desc("queue_flows_limit", "Flows from which on the oldest are dropped (--max-queue)."),
-		shed:         desc("shed_flows_total", "Flows dropped because the collector was away too long; each is told in a gap."),
+		queueLimit:   desc("queue_flows_limit", "Flows in memory from which on the oldest are dropped (--max-queue)."),
+		shed:         desc("shed_flows_total", "Flows dropped because the collector was away too long, or lost in a damaged spool; each is told in a gap."),
 		oldest:       desc("queue_oldest_seconds", "Age of the oldest batch that is not acknowledged; 0 if none waits."),
+
+		spool:      desc("spool_bytes", "What waits on disk."),
+		spoolLimit: desc("spool_bytes_limit", "Bytes from which on the oldest is dropped (--spool-size); 0 without a spool."),
 
 		connected:      desc("collector_connected", "1 while a stream to the collector is open."),
 		acknowledged:   desc("acknowledged_batches_total", "Batches that the collector has acknowledged."),
@@ -110,11 +114,14 @@ func (m *metrics) collectFlows(out chan<- prometheus.Metric) {
 }
 
 func (m *metrics) collectQueue(out chan<- prometheus.Metric) {
-	batches, flows := m.queue.waiting()
+	batches, flows, _ := m.queue.waiting()
 	oldest, shed := m.queue.behind(time.Now())
 	gauge(out, m.queueBatches, float64(batches))
 	gauge(out, m.queueFlows, float64(flows))
 	gauge(out, m.queueLimit, float64(m.MaxQueue))
+	bytes, limit := m.queue.onDisk()
+	gauge(out, m.spool, float64(bytes))
+	gauge(out, m.spoolLimit, float64(limit))
 	gauge(out, m.oldest, oldest.Seconds())
 	counter(out, m.shed, float64(shed))
 	gauge(out, m.connected, number(m.stream.connected.Load()))

@@ -31,7 +31,7 @@ func watched(t *testing.T) *metrics {
 	log := slog.New(slog.DiscardHandler)
 	o := DefaultOptions()
 	o.Log, o.Node, o.MaxQueue, o.Collector.Address = log, "n1", 5, "c:4245"
-	a := &agent{Options: o, inbox: newInbox(), queue: newQueue("c", "n1", o.MaxQueue), limits: []string{"no bytes"}}
+	a := &agent{Options: o, inbox: newInbox(), queue: newQueue("c", "n1", 7, o.MaxQueue), limits: []string{"no bytes"}}
 	a.sources = newSources([]opener{
 		{"conntrack", func() (source, error) { return idle("conntrack"), nil }},
 		{"nflog:100", func() (source, error) { return nil, errors.New("somebody else reads the group") }},
@@ -89,7 +89,7 @@ func TestMetricsOfWhatBatchesTold(t *testing.T) {
 }
 
 func TestTheOldestBatchThatWaits(t *testing.T) {
-	q := newQueue("c", "n1", 100)
+	q := newQueue("c", "n1", 7, 100)
 	now := time.Now()
 	if age, _ := q.behind(now); age != 0 {
 		t.Errorf("an empty queue is %s behind", age)

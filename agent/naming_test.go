@@ -127,7 +127,7 @@ func TestFlowsWaitForTheirNames(t *testing.T) {
 		in := newInbox()
 		l := newLoop(loopOptions{
 			Node: "n1", Window: 10 * time.Second, Log: slog.New(slog.DiscardHandler),
-			Status: func() flow.AgentStatus { return flow.AgentStatus{} }, Malformed: func() map[string]uint64 { return nil },
+			Status: func() flow.AgentStatus { return flow.AgentStatus{} }, Malformed: func() map[string]uint64 { return nil }, Full: func() int { return 0 },
 		}, tab, in, func(b *flow.Batch) {
 			if len(b.Flows) > 0 {
 				got = append(got, sent{time.Since(began), namesOf(b.Flows)})

@@ -21,51 +21,51 @@ func batchOf(allowed, denied int) *flow.Batch {
 }
 
 func TestQueueKeepsUntilAcknowledged(t *testing.T) {
-	q := newQueue("c", "n1", 100)
+	q := newQueue("c", "n1", 7, 100)
 	for range 3 {
 		q.put(batchOf(1, 0))
 	}
 	first, err := q.next(t.Context(), 0)
-	if err != nil || first.Key.Sequence != 1 || first.Key.Instance != "n1" || first.Key.Epoch == 0 {
+	if err != nil || first.batch.Key.Sequence != 1 || first.batch.Key.Instance != "n1" || first.batch.Key.Epoch == 0 {
 		t.Fatalf("first batch %+v, %v", first, err)
 	}
 	if again, _ := q.next(t.Context(), 0); again != first {
 		t.Error("a batch that is not acknowledged is not given again")
 	}
 	second, err := q.next(t.Context(), 1)
-	if err != nil || second.Key.Sequence != 2 {
+	if err != nil || second.batch.Key.Sequence != 2 {
 		t.Fatalf("second batch %+v, %v", second, err)
 	}
-	q.ack(second.Key) // in any order
-	q.ack(first.Key)
-	q.ack(first.Key) // twice does no harm
-	foreign := first.Key
+	q.ack(second.batch.Key) // in any order
+	q.ack(first.batch.Key)
+	q.ack(first.batch.Key) // twice does no harm
+	foreign := first.batch.Key
 	foreign.Epoch++
 	foreign.Sequence = 3
 	q.ack(foreign) // of another life
-	if batches, flows := q.waiting(); batches != 1 || flows != 1 {
+	if batches, flows, _ := q.waiting(); batches != 1 || flows != 1 {
 		t.Errorf("%d batches, %d flows wait; want 1 and 1", batches, flows)
 	}
 	q.close()
 	third, err := q.next(t.Context(), 2)
-	if err != nil || third == nil || third.Key.Sequence != 3 {
+	if err != nil || third == nil || third.batch.Key.Sequence != 3 {
 		t.Fatalf("a closed queue gives %+v, %v; want the batch that waits", third, err)
 	}
-	q.ack(third.Key)
+	q.ack(third.batch.Key)
 	if end, err := q.next(t.Context(), 3); end != nil || err != nil {
 		t.Errorf("%+v, %v; want the end", end, err)
 	}
 }
 
 func TestQueueEnds(t *testing.T) {
-	q := newQueue("c", "n1", 100)
+	q := newQueue("c", "n1", 7, 100)
 	q.close()
 	if b, err := q.next(t.Context(), 0); b != nil || err != nil {
 		t.Errorf("%+v, %v; want the end", b, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	open := newQueue("c", "n1", 100)
+	open := newQueue("c", "n1", 7, 100)
 	if _, err := open.next(ctx, 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("a cancelled wait says %v", err)
 	}
@@ -73,13 +73,13 @@ func TestQueueEnds(t *testing.T) {
 
 // TestQueueShedsAllowedFlowsFirst: and it tells, for each batch, what it lost.
 func TestQueueShedsAllowedFlowsFirst(t *testing.T) {
-	q := newQueue("c", "n1", 10)
+	q := newQueue("c", "n1", 7, 10)
 	q.put(batchOf(4, 2))
 	q.put(batchOf(3, 1))
 	q.put(batchOf(4, 0)) // 14 flows: 4 allowed ones must go
 	check := func(i, flows int, lost uint64) {
 		t.Helper()
-		b := q.batches[i]
+		b := q.entries[i].batch
 		var told uint64
 		for _, g := range b.Gaps {
 			if g.Kind != flow.GapQueue || g.Node != "n1" {
@@ -98,14 +98,14 @@ func TestQueueShedsAllowedFlowsFirst(t *testing.T) {
 	check(1, 1, 3)
 	check(2, 0, 4)
 	check(3, 9, 0)
-	if _, flows := q.waiting(); flows != 10 {
+	if _, flows, _ := q.waiting(); flows != 10 {
 		t.Errorf("%d flows wait, want 10", flows)
 	}
 }
 
 func TestSplit(t *testing.T) {
 	b := flow.Batch{Start: clock(0), End: clock(10), Flows: make([]flow.Flow, 2*maxBatchFlows+1), Gaps: []flow.Gap{{Lost: 1}}}
-	parts := split(b)
+	parts := split(b, false)
 	if len(parts) != 3 {
 		t.Fatalf("%d parts, want 3", len(parts))
 	}

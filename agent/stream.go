@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -18,12 +19,15 @@ import (
 	"github.com/flowaudit/flowaudit/proto/zstd"
 )
 
-// stream sends what the queue holds to the collector, again and again until it
-// is acknowledged.
+// stream sends what the queue holds to the collector until it is acknowledged:
+// batches as they come on one stream, what had to wait on another.
 type stream struct {
 	queue  *queue
 	client flowauditv1.IngestClient
-	log    *slog.Logger
+	// hurry makes the connection's next attempt due: it has pauses of its own,
+	// up to two minutes, which are too long.
+	hurry func()
+	log   *slog.Logger
 
 	connected              atomic.Bool // a stream is open
 	acknowledged, rejected atomic.Uint64
@@ -32,15 +36,39 @@ type stream struct {
 
 const (
 	minBackoff = 250 * time.Millisecond
-	maxBackoff = 15 * time.Second
+	maxBackoff = 5 * time.Second
 )
 
 // run sends until the queue is closed and empty, or ctx ends.
 func (s *stream) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	late := &backlog{stream: s}
+	group.Go(func() error {
+		return s.retry(ctx, s.away, func(ctx context.Context) error {
+			err := s.session(ctx)
+			if late.suspect(err) {
+				s.log.Error("collector refuses a batch, and does not say which: what waits is sent one by one", "error", err)
+			}
+			s.queue.broken()
+			return err
+		})
+	})
+	group.Go(func() error { return s.retry(ctx, func(error) {}, late.run) }) // the live stream has said it
+	return group.Wait()
+}
+
+func (s *stream) away(err error) {
+	batches, flows, _ := s.queue.waiting()
+	s.log.Warn("collector is away, flows wait in the queue", "error", err, "batches", batches, "flows", flows)
+}
+
+// retry calls session until it succeeds, and away once it fails again and again.
+func (s *stream) retry(ctx context.Context, away func(error), session func(context.Context) error) error {
 	backoff, told := minBackoff, false
 	for {
 		began := time.Now()
-		err := s.session(ctx)
+		s.hurry()
+		err := session(ctx)
 		if err == nil {
 			return nil
 		}
@@ -54,8 +82,7 @@ func (s *stream) run(ctx context.Context) error {
 			s.log.Info("stream to the collector ended, opening another", "error", err)
 		} else if !told {
 			told = true
-			batches, flows := s.queue.waiting()
-			s.log.Warn("collector is away, flows wait in the queue", "error", err, "batches", batches, "flows", flows)
+			away(err)
 		}
 		select {
 		case <-time.After(backoff):
@@ -66,7 +93,7 @@ func (s *stream) run(ctx context.Context) error {
 	}
 }
 
-// session is one connection: it sends every unacknowledged batch once, and
+// session is one live stream: it sends every batch once, as it comes, and
 // takes acknowledgements.
 func (s *stream) session(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
@@ -74,6 +101,7 @@ func (s *stream) session(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open stream: %w", err)
 	}
+	s.queue.open()
 	s.connected.Store(true)
 	defer s.connected.Store(false)
 	group.Go(func() error { return s.send(ctx, report) })
@@ -84,45 +112,66 @@ func (s *stream) session(ctx context.Context) error {
 func (s *stream) send(ctx context.Context, report flowauditv1.Ingest_ReportClient) error {
 	var sent uint64
 	for {
-		b, err := s.queue.next(ctx, sent)
+		e, err := s.queue.next(ctx, sent)
 		if err != nil {
 			return err
 		}
-		if b == nil {
+		if e == nil {
 			return report.CloseSend()
 		}
-		message := flowauditv1.FromBatch(b)
-		if n := proto.Size(message); n > maxMessage {
-			s.refuse(b, fmt.Sprintf("they take %d bytes, and a message has %d at most", n, maxMessage))
-			continue
+		refused, err := transmit(report, e.wire())
+		if refused != nil {
+			s.refuse(e.batch, refused)
 		}
-		if err := report.Send(message); err != nil {
+		if err != nil {
 			if errors.Is(err, io.EOF) {
 				return nil // the reason is what receive gets
 			}
-			if _, invalid := proto.Marshal(message); invalid != nil { // a name that is no UTF-8
-				s.refuse(b, invalid.Error())
-			}
-			return fmt.Errorf("send batch %s: %w", b.Key, err)
+			return fmt.Errorf("send batch %s: %w", e.batch.Key, err)
 		}
-		sent = b.Key.Sequence
+		sent = e.batch.Key.Sequence
 	}
 }
 
 // maxMessage is what a collector takes.
 const maxMessage = 16 << 20
 
+// errUnsendable is of a batch that no message can hold.
+var errUnsendable = errors.New("no message can hold the batch")
+
+// encodable says why no message can hold a batch; nil if one can.
+func encodable(m *flowauditv1.Batch) error {
+	if n := proto.Size(m); n > maxMessage {
+		return fmt.Errorf("%w: it takes %d bytes, and a message has %d at most", errUnsendable, n, maxMessage)
+	}
+	if _, err := proto.Marshal(m); err != nil { // a name that is no UTF-8
+		return fmt.Errorf("%w: %w", errUnsendable, err)
+	}
+	return nil
+}
+
+// transmit sends a batch, or says why it can never be sent.
+func transmit(report flowauditv1.Ingest_ReportClient, m *flowauditv1.Batch) (refused, err error) {
+	if proto.Size(m) > maxMessage {
+		return encodable(m), nil
+	}
+	if err = report.Send(m); err != nil && !errors.Is(err, io.EOF) {
+		refused = encodable(m)
+	}
+	return refused, err
+}
+
 // refuse drops a batch that cannot be sent.
-func (s *stream) refuse(b *flow.Batch, why string) {
+func (s *stream) refuse(b *flow.Batch, why error) {
 	s.log.Error("a batch cannot be sent, its flows are lost", "batch", b.Key.String(), "flows", len(b.Flows), "error", why)
-	s.queue.refuse(b.Key, why)
+	s.queue.refuse(b.Key, why.Error())
 }
 
 func (s *stream) receive(report flowauditv1.Ingest_ReportClient) error {
 	for {
 		ack, err := report.Recv()
 		if errors.Is(err, io.EOF) {
-			if batches, _ := s.queue.waiting(); batches > 0 {
+			if live, closed := s.queue.live(); live > 0 || !closed {
 				return errors.New("the collector ended the stream")
 			}
 			return nil
@@ -131,33 +180,79 @@ func (s *stream) receive(report flowauditv1.Ingest_ReportClient) error {
 			return fmt.Errorf("receive acknowledgement: %w", err)
 		}
 		key := flowauditv1.ToBatchKey(ack.GetKey())
-		if ack.GetRefused() || ack.GetRejected() > 0 {
-			s.log.Error("collector did not take all of a batch", "batch", key.String(), "refused", ack.GetRefused(),
-				"flows", ack.GetRejected(), "error", ack.GetError())
+		if b := s.queue.get(key); b != nil {
+			start, end := span(b)
+			s.complain(ack, start, end, len(b.Flows))
 		}
-		if ack.GetRefused() {
-			s.queue.refuse(key, ack.GetError())
-		} else {
-			s.queue.ack(key)
-		}
-		s.acknowledged.Add(1)
-		s.acknowledgedAt.Store(time.Now().UnixNano())
-		s.rejected.Add(ack.GetRejected())
+		s.queue.ack(key)
+		s.note(ack)
+	}
+}
+
+// note counts an acknowledgement.
+func (s *stream) note(ack *flowauditv1.Ack) {
+	s.acknowledged.Add(1)
+	s.acknowledgedAt.Store(time.Now().UnixNano())
+	s.rejected.Add(ack.GetRejected())
+}
+
+// complain tells of what the collector did not take of a batch.
+func (s *stream) complain(ack *flowauditv1.Ack, start, end time.Time, flows int) {
+	lost := ack.GetRejected()
+	if ack.GetRefused() {
+		lost = uint64(flows)
+	} else if lost == 0 {
+		return
+	}
+	s.log.Error("collector did not take all of a batch", "batch", flowauditv1.ToBatchKey(ack.GetKey()).String(), "refused", ack.GetRefused(),
+		"flows", lost, "error", ack.GetError())
+	if lost > 0 {
+		s.queue.tell(refusal(start, end, lost, ack.GetError()))
 	}
 }
 
 // maxBatchFlows keeps a message well below gRPC's limit.
 const maxBatchFlows = 8192
 
-// split divides flows among batches; the last one carries the coverage.
-func split(b flow.Batch) []*flow.Batch {
+// split divides flows among batches; the last one carries the coverage. With
+// apart, refused flows have batches of their own, which can be kept for longer.
+func split(b flow.Batch, apart bool) []*flow.Batch {
 	var out []*flow.Batch
+	part := func(flows []flow.Flow) {
+		p := b
+		p.Flows, p.Gaps = flows, nil
+		p.Start = p.End // covers nothing by itself
+		out = append(out, &p)
+	}
+	if apart {
+		var passed []flow.Flow
+		passed, b.Flows = refusedApart(b.Flows)
+		for len(passed) > 0 {
+			n := min(len(passed), maxBatchFlows)
+			part(passed[:n])
+			passed = passed[n:]
+		}
+	}
 	for len(b.Flows) > maxBatchFlows {
-		part := b
-		part.Flows, part.Gaps = b.Flows[:maxBatchFlows], nil
-		part.Start = part.End // covers nothing by itself
-		out = append(out, &part)
+		part(b.Flows[:maxBatchFlows])
 		b.Flows = b.Flows[maxBatchFlows:]
 	}
 	return append(out, &b)
+}
+
+// refusedApart takes the flows that were not refused from those that were, if
+// there are both.
+func refusedApart(all []flow.Flow) (passed, rest []flow.Flow) {
+	refused := func(f flow.Flow) bool { return f.Verdict == flow.VerdictDenied }
+	if !slices.ContainsFunc(all, refused) {
+		return nil, all
+	}
+	for _, f := range all {
+		if refused(f) {
+			rest = append(rest, f)
+		} else {
+			passed = append(passed, f)
+		}
+	}
+	return passed, rest
 }

@@ -21,6 +21,7 @@ import (
 type options struct {
 	seconds int // of live traffic at each rate
 	flows   int // in the store
+	outage  time.Duration
 	only    string
 	dir     string
 	store   string
@@ -34,7 +35,8 @@ func main() {
 	o := options{}
 	flag.IntVar(&o.seconds, "seconds", 10, "seconds of live traffic at each rate; in 10 s a window ends")
 	flag.IntVar(&o.flows, "flows", 10_000_000, "flows in the store")
-	flag.StringVar(&o.only, "only", "", "some parts only, comma-separated: decode, names, policy, nflog, conntrack, tap, memory, store, clickhouse")
+	flag.StringVar(&o.only, "only", "", "some parts only, comma-separated: decode, names, policy, nflog, conntrack, tap, memory, outage, store, clickhouse")
+	flag.DurationVar(&o.outage, "outage", 30*time.Second, "how long the collector is away")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "where the store is made, on the disk to measure")
 	flag.StringVar(&o.store, "store", "", "a store to fill once and ask in later runs too; empty makes one in -dir and removes it")
 	flag.Parse()
@@ -67,6 +69,7 @@ func parts() []part {
 		{"conntrack", benchConntrack},
 		{"tap", benchTap},
 		{"memory", benchMemory},
+		{"outage", benchOutage},
 		{"store", benchStore},
 		{"clickhouse", benchClickHouse},
 	}

@@ -83,7 +83,11 @@ func (p *process) memory() (anonymous, resident uint64, err error) {
 
 // startAgent runs the agent of this build against a sink.
 func startAgent(ctx context.Context, ns *netlab.Namespace, sink *sink, args ...string) (*process, error) {
-	args = append([]string{"--collector", "unix:" + sink.path, "--node-name", "n1"}, args...)
+	state, err := os.MkdirTemp(filepath.Dir(sink.path), "state-")
+	if err != nil {
+		return nil, fmt.Errorf("make state directory: %w", err)
+	}
+	args = append([]string{"--collector", "unix:" + sink.path, "--node-name", "n1", "--state-dir", state}, args...)
 	p, err := start(ctx, ns, "bin/flowaudit-agent", args...)
 	if err != nil {
 		return nil, err

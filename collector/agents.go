@@ -48,10 +48,22 @@ func (a *agents) heard(b *flow.Batch) {
 		r = &agentRecord{instance: b.Key.Instance}
 		a.known[keyOfAgent(b)] = r
 	}
+	r.lastSeen = time.Now()
+	if older(&b.Agent, &r.status) {
+		return // it had to wait: what came before it says more
+	}
 	if !r.status.Started.Equal(b.Agent.Started) {
 		r.observations = rate{}
 	}
-	r.node, r.scope, r.status, r.lastSeen = b.Node, b.Scope, b.Agent, time.Now()
+	r.node, r.scope, r.status = b.Node, b.Scope, b.Agent
+}
+
+// older reports whether an agent said a before b.
+func older(a, b *flow.AgentStatus) bool {
+	if !a.Started.Equal(b.Started) {
+		return a.Started.Before(b.Started)
+	}
+	return a.Observations < b.Observations
 }
 
 // stored counts what a batch has brought; what is sent again counts once.
@@ -64,7 +76,9 @@ func (a *agents) stored(b *flow.Batch) {
 		return // not seen for a day, and forgotten
 	}
 	r.flowRate.add(now, float64(len(b.Flows)))
-	r.observations.total(now, float64(b.Agent.Observations))
+	if !older(&b.Agent, &r.status) {
+		r.observations.total(now, float64(b.Agent.Observations))
+	}
 	r.gaps = append(r.gaps, b.Gaps...)
 	if n := len(r.gaps); n > maxAgentGap {
 		r.gaps = r.gaps[n-maxAgentGap:]

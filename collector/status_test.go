@@ -96,6 +96,30 @@ func TestARestartedAgentBeginsToCountAnew(t *testing.T) {
 	})
 }
 
+// TestTheBacklogSaysNothingNewOfAnAgent: a batch that had to wait comes after
+// newer ones, of the same run or of the next.
+func TestTheBacklogSaysNothingNewOfAnAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := serve(t, &memory{})
+		defer c.close(t)
+		first, second := time.Now(), time.Now().Add(time.Minute)
+		for i, s := range []flow.AgentStatus{
+			{Started: second, Observations: 1000, Version: "2"},
+			{Started: second, Observations: 500, Version: "1"},
+			{Started: first, Observations: 9000, Version: "1"},
+			{Started: second, Observations: 2000, Version: "2"},
+		} {
+			b := batchOf(uint64(i + 1))
+			b.Agent = s
+			c.keep(t, b)
+			time.Sleep(10 * time.Second) // the bubble's
+		}
+		if a := statusOf(t, c).GetAgents()[0]; a.GetVersion() != "2" || a.GetStarted() != second.UnixMilli() || a.GetObservationsPerSecond() != 1000.0/30 {
+			t.Errorf("agent %v, want what it said last, and its rate", a)
+		}
+	})
+}
+
 // TestAgentsAreKnownByClusterAndInstance: two clusters may have a node of one name.
 func TestAgentsAreKnownByClusterAndInstance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -92,6 +93,7 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 	o = agent.DefaultOptions()
 	o.Version = version
 	o.Node = getenv("NODE_NAME")
+	o.StateDir = getenv("STATE_DIRECTORY")
 	o.Collector.Address = flowauditv1.DefaultAddress
 	fs := pflag.NewFlagSet("flowaudit-agent", pflag.ContinueOnError)
 	fs.SortFlags = false
@@ -116,10 +118,14 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 	fs.BoolVar(&o.EnableAccounting, "enable-accounting", false, "switch on conntrack's counters of packets and bytes (sysctl net.netfilter.nf_conntrack_acct), and exit: for an init container, as only who may write to /proc/sys can")
 	fs.StringVar(&o.Manifests, "manifests", "", "`directory` of cluster objects as YAML, which name pods and Services")
 	o.Access.Flags(fs)
-	fs.StringVar(&o.StateDir, "state-dir", "", "`directory` where live connections outlast a restart, so that they are not counted twice")
+	spoolSize := "1GiB"
+	fs.StringVar(&o.StateDir, "state-dir", o.StateDir, "`directory` where live connections outlast a restart, so that they are not counted twice, and batches until the collector has committed them (default: $STATE_DIRECTORY)")
+	fs.StringVar(&o.SpoolDir, "spool-dir", "", "`directory` where batches outlast a restart, if it is not the folder spool of --state-dir; without either they wait in memory")
+	fs.StringVar(&spoolSize, "spool-size", spoolSize, "`size` of the spool on disk; as it fills, windows become longer, and when it is full the oldest files are dropped and told as gaps, those of refused flows last")
+	fs.DurationVar(&o.SpoolAge, "spool-age", o.SpoolAge, "how long a batch may wait in the spool")
 	fs.IntVar(&o.MaxConnections, "max-connections", o.MaxConnections, "live connections that are kept apart")
 	fs.IntVar(&o.MaxFlows, "max-flows", o.MaxFlows, "flows of a window; beyond it the window closes early")
-	fs.IntVar(&o.MaxQueue, "max-queue", o.MaxQueue, "flows that wait while the collector is away; beyond it the oldest allowed ones are dropped and counted")
+	fs.IntVar(&o.MaxQueue, "max-queue", o.MaxQueue, "flows that wait in memory; without a spool the oldest allowed ones beyond it are dropped and counted")
 	o.Collector.Flags(fs)
 	o.Collector.TokenFlag(fs)
 	o.Monitor.Flags(fs)
@@ -144,6 +150,9 @@ func parse(args []string, getenv func(string) string, stdout io.Writer) (o agent
 		return o, false, fmt.Errorf("--granularity %q: want pair or connection", granularity)
 	}
 	o.ConfirmedAllowed = agent.Confirmed(confirmed)
+	if o.SpoolMax, err = parseSize(spoolSize); err != nil {
+		return o, false, fmt.Errorf("--spool-size: %w", err)
+	}
 	if o.Sources, err = parseSources(sources, len(groups) > 0 || o.Scope == flow.ScopePod); err != nil {
 		return o, false, err
 	}
@@ -191,6 +200,19 @@ func tapFlags(fs *pflag.FlagSet, o *agent.Options) {
 		}
 		return nil
 	})
+}
+
+// parseSize reads a size such as 500MB or 1GiB.
+func parseSize(s string) (int64, error) {
+	number := strings.TrimRight(s, "KMGTiB")
+	n, err := strconv.ParseFloat(number, 64)
+	factor, known := map[string]float64{
+		"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
+	}[s[len(number):]]
+	if err != nil || !known || !(n >= 0) || n*factor > 1<<62 {
+		return 0, fmt.Errorf("%q is no size: want such as 500MB or 1GiB", s)
+	}
+	return int64(n * factor), nil
 }
 
 func parseScope(s string) (flow.Scope, error) {

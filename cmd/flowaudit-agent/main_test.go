@@ -38,7 +38,7 @@ func TestDefaults(t *testing.T) {
 	}
 	want := agent.Options{
 		Node: "node-1", Cluster: "default", Version: "devel", Sources: []agent.Choice{{Name: "auto"}}, Conntrack: true, TapGroup: 4242, Window: 10 * time.Second, UnansweredAfter: 10 * time.Second,
-		MaxConnections: 1 << 20, MaxFlows: 1 << 17, MaxQueue: 1 << 19, ConfirmedAllowed: agent.ConfirmedAuto,
+		MaxConnections: 1 << 20, MaxFlows: 1 << 17, MaxQueue: 1 << 19, SpoolMax: 1 << 30, SpoolAge: 7 * 24 * time.Hour, ConfirmedAllowed: agent.ConfirmedAuto,
 	}
 	want.Collector.Address = "127.0.0.1:4245"
 	want.Monitor.LogLevel, want.Monitor.LogFormat = "info", "text"
@@ -78,6 +78,7 @@ func TestFlags(t *testing.T) {
 		{"--dump-interval 1m", func(o *agent.Options) { o.DumpInterval = time.Minute }},
 		{"--manifests /objects", func(o *agent.Options) { o.Manifests = "/objects" }},
 		{"--state-dir /state", func(o *agent.Options) { o.StateDir = "/state" }},
+		{"--spool-dir /spool --spool-size 64MiB --spool-age 2h", func(o *agent.Options) { o.SpoolDir, o.SpoolMax, o.SpoolAge = "/spool", 64<<20, 2*time.Hour }},
 		{"--max-connections 5000", func(o *agent.Options) { o.MaxConnections = 5000 }},
 		{"--max-flows 6000", func(o *agent.Options) { o.MaxFlows = 6000 }},
 		{"--max-queue 7000", func(o *agent.Options) { o.MaxQueue = 7000 }},
@@ -141,6 +142,9 @@ func TestWrongFlags(t *testing.T) {
 		{environment, "--dump-interval -5s", "--dump-interval -5s: want"},
 		{environment, "--max-connections 10 --max-flows 20 --max-queue 30", "--max-connections 10: want at least 1000\n--max-flows 20: want at least 1000\n--max-queue 30: want at least 1000"},
 		{environment, "--max-flows many", "--max-flows"},
+		{environment, "--spool-size much", `--spool-size: "much" is no size: want such as 500MB or 1GiB`},
+		{environment, "--spool-size 1MB", "--spool-size 1000000: want at least"},
+		{environment, "--spool-age 1s", "--spool-age 1s: want at least 1m"},
 		{environment, "--listen-pprof :6060", "--listen-pprof: profiles show what is in memory: want an address of loopback"},
 		{environment, "--log-level loud", `--log-level "loud": want debug`},
 		{environment, "--nosuch", "unknown flag: --nosuch"},
