@@ -209,7 +209,7 @@ func needs() map[string]access.Need {
 		flowauditv1.Query_Objects_FullMethodName:  access.NeedAll,
 
 		// They judge by labels of both ends, as who asks for edges does.
-		flowauditv1.Query_Edges_FullMethodName: access.NeedAll,
+		flowauditv1.Query_Edges_FullMethodName:    access.NeedAll,
 		flowauditv1.Advice_Suggest_FullMethodName: access.NeedAll,
 		flowauditv1.Advice_Replay_FullMethodName:  access.NeedAll,
 		flowauditv1.Advice_Unused_FullMethodName:  access.NeedAll,

@@ -213,8 +213,14 @@ func TestParseRight(t *testing.T) {
 
 func TestReadersAreToldApart(t *testing.T) {
 	all := []Reader{
-		{Name: "a"}, {Name: "a", UID: "b"}, {UID: "ab"}, {Name: "a", Groups: []string{"b"}}, {Name: "a", Groups: []string{"b", ""}}, {Name: "a", Groups: []string{"", "b"}},
-		{Name: "a", Extra: map[string][]string{"b": nil}}, {Name: "a", Extra: map[string][]string{"b": {"c"}}},
+		{Name: "a"},
+		{Name: "a", UID: "b"},
+		{UID: "ab"},
+		{Name: "a", Groups: []string{"b"}},
+		{Name: "a", Groups: []string{"b", ""}},
+		{Name: "a", Groups: []string{"", "b"}},
+		{Name: "a", Extra: map[string][]string{"b": nil}},
+		{Name: "a", Extra: map[string][]string{"b": {"c"}}},
 	}
 	for i := range all {
 		for j := range all {

@@ -212,12 +212,12 @@ func twinQuestions(t *testing.T, s Fixture) {
 	for _, q := range queries.All() {
 		variants := []map[string]string{{}}
 		for _, a := range q.Args {
-			switch {
-			case a.Name == "workload":
+			switch a.Name {
+			case "workload":
 				variants = []map[string]string{{"namespace": own, "workload": "web", "hops": "3"}, {"namespace": foreign, "workload": twin(0, "ledger-2"), "hops": "3"}}
-			case a.Name == "address":
+			case "address":
 				variants = []map[string]string{{"address": addr.String()}, {"address": ownAddr.String()}}
-			case a.Name == "hosts", a.Name == "ports":
+			case "hosts", "ports":
 				variants = []map[string]string{{a.Name: "2"}}
 			}
 		}
