@@ -261,12 +261,12 @@ func matrixRequests(method protoreflect.MethodDescriptor) []proto.Message {
 		for _, q := range queries.All() {
 			args := map[string]string{}
 			for _, a := range q.Args {
-				switch {
-				case a.Name == "workload":
+				switch a.Name {
+				case "workload":
 					args["workload"], args["namespace"] = "ledger", "bank"
-				case a.Name == "address":
+				case "address":
 					args["address"] = "10.2.0.2"
-				case a.Name == "hosts" || a.Name == "ports":
+				case "hosts", "ports":
 					args[a.Name] = "1"
 				}
 			}

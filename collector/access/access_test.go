@@ -255,6 +255,20 @@ func TestRights(t *testing.T) {
 	}
 }
 
+// TestNobodyIsLetInWhereNobodyCanDecide: and why not is for the collector's log.
+func TestNobodyIsLetInWhereNobodyCanDecide(t *testing.T) {
+	api := &server{users: map[string]string{"t": "dev"}, audience: []string{"us"}, err: errors.New("dial tcp 10.96.0.1:443: refused")}
+	var log bytes.Buffer
+	g := gateOf(api, &log)
+	for _, prepare := range []func(){func() {}, func() { api.err = nil; g.Rights.Namespaces = func() ([]string, error) { return nil, ErrStarting } }} {
+		prepare()
+		_, err := g.admit(shows(t.Context(), "Bearer t"), "/s/Sight")
+		if status.Code(err) != codes.FailedPrecondition || strings.Contains(err.Error(), "10.96") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
 // gateOf asks an API server, and writes its log to a buffer.
 func gateOf(api *server, log *bytes.Buffer) *Gate {
 	return &Gate{

@@ -173,15 +173,16 @@ func (g *Gate) prove(ctx context.Context) (Reader, error) {
 	return Reader{}, status.Errorf(codes.Unauthenticated, "%v: %s", problems, g.Hint)
 }
 
-// unavailable says that nobody could decide, without telling why to who asks.
+// unavailable says that nobody could decide, without telling why to who asks. It
+// is another code than where the collector cannot be reached.
 func unavailable(err error) error {
 	switch {
 	case errors.Is(err, ErrStarting):
-		return status.Error(codes.Unavailable, ErrStarting.Error())
+		return status.Error(codes.FailedPrecondition, ErrStarting.Error())
 	case errors.Is(err, context.Canceled):
 		return status.Error(codes.Canceled, "the call ended")
 	}
-	return status.Error(codes.Unavailable, ErrUnavailable.Error()+" who asks and what they may: ask again in a moment")
+	return status.Error(codes.FailedPrecondition, ErrUnavailable.Error()+" about who asks and what they may: ask again in a moment")
 }
 
 func (g *Gate) nothing(r *Reader) error {

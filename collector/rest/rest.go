@@ -151,7 +151,7 @@ func httpStatus(c codes.Code) int {
 		return http.StatusGatewayTimeout
 	case codes.ResourceExhausted:
 		return http.StatusTooManyRequests
-	case codes.Unavailable:
+	case codes.Unavailable, codes.FailedPrecondition:
 		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError

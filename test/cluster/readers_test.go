@@ -297,8 +297,12 @@ func counts(t *testing.T, p *product.Product, file, namespaces string) {
 		}
 		_, e := matrixEnd(i)
 		for _, filter := range [][]string{
-			{"--to-pod", e.Namespace + "/" + e.Pod}, {"--to-pod", e.Pod[:3]}, {"--to-workload", e.Namespace + "/" + e.Workload.Name}, {"--to-label", "app=" + e.Labels["app"]},
-			{"--to-ip", matrixSecrets[i][1]}, {"--to-ip", matrixSecrets[i][1][:len(matrixSecrets[i][1])-1] + "0/24"},
+			{"--to-pod", e.Namespace + "/" + e.Pod},
+			{"--to-pod", e.Pod[:3]},
+			{"--to-workload", e.Namespace + "/" + e.Workload.Name},
+			{"--to-label", "app=" + e.Labels["app"]},
+			{"--to-ip", matrixSecrets[i][1]},
+			{"--to-ip", matrixSecrets[i][1][:len(matrixSecrets[i][1])-1] + "0/24"},
 		} {
 			if got := count(filter...); got != found {
 				t.Errorf("%s finds %d flows, want %d", filter, got, found)
