@@ -127,7 +127,11 @@ func attributes(ctx context.Context, method string, request any) []slog.Attr {
 		case s.sight.Nothing():
 			out = append(out, slog.String("decision", "nothing"))
 		default:
-			out = append(out, slog.String("decision", "namespaces"), slog.Any("namespaces", s.sight.Namespaces()))
+			names := s.sight.Namespaces()
+			if n := len(names); n > maxNamespaces {
+				names = append(names[:maxNamespaces], fmt.Sprintf("and %d more", n-maxNamespaces))
+			}
+			out = append(out, slog.String("decision", "namespaces"), slog.Any("namespaces", names))
 		}
 	}
 	if m, ok := request.(proto.Message); ok {
@@ -135,6 +139,9 @@ func attributes(ctx context.Context, method string, request any) []slog.Attr {
 	}
 	return out
 }
+
+// maxNamespaces is how many namespaces a line names.
+const maxNamespaces = 100
 
 // maxArguments is how much of a request a line holds; manifests may be large.
 const maxArguments = 4096
