@@ -60,6 +60,7 @@ generate: ## Make the generated code and pages anew
 	@tools/generated.sh write
 	$(GO) test -run 'TestMetrics' ./agent ./collector -update
 	$(GO) test -run 'TestManualPage' ./cmd/flowaudit ./cmd/flowaudit-agent ./cmd/flowaudit-collector -update
+	$(GO) test -run TestFiles ./queries/grafana -update
 	cd deploy && $(GO) test -run 'TestManifests|TestFiles' . -update
 
 .PHONY: images
@@ -76,9 +77,11 @@ bench: need-kernel need-bench build ## Measure: one table of costs, losses and t
 	@$(BIN)/bench
 
 .PHONY: soak
-soak: need-kernel need-cluster build ## Run the kernel, crash and cluster tests for long, with many connections (root)
+soak: need-kernel need-clickhouse need-cluster build ## Run the kernel, crash and cluster tests for long, with many connections (root)
 	FLOWAUDIT_SOAK=10m CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 60m -v ./test/kernel
 	FLOWAUDIT_SOAK=10m CGO_ENABLED=1 $(GO) test -count=1 -timeout 60m -v ./test/durability
+	FLOWAUDIT_SOAK=10m CGO_ENABLED=1 $(GO) test -count=1 -timeout 60m -v ./test/crash
+	FLOWAUDIT_SOAK=10m CGO_ENABLED=1 $(GO) test -count=1 -timeout 60m -v -run TestCluster ./collector/store/clickhouse
 	$(GO) build -o $(BIN)/bench ./bench && $(BIN)/bench -only outage -outage 10m
 	cd test/cluster && FLOWAUDIT_SOAK=10m $(GO) test -count=1 -timeout 60m -v .
 

@@ -52,6 +52,7 @@ func packages(t *testing.T, args ...string) []pkg {
 const mayImport = `
 flow:
 queries:
+queries/grafana: queries
 policy: flow
 kube: flow
 policy/lint:

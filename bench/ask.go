@@ -52,20 +52,20 @@ func (c *collector) ask(ctx context.Context) (all []result, err error) {
 // keepComing sends flows at a rate until asking is closed, and waits for their
 // acknowledgements.
 func (c *collector) keepComing(ctx context.Context, asking <-chan struct{}) (sent int, err error) {
-	began := time.Now()
-	for sequence := c.seq; ; {
+	agent, began := c.agents[0], time.Now()
+	for sequence := agent.seq; ; {
 		select {
 		case <-time.After(time.Until(began.Add(time.Duration(sent) * time.Second / meanwhile))):
 		case <-asking:
-			return sent, acknowledged(c.stream, int(c.seq-sequence))
+			return sent, agent.acknowledged(int(agent.seq - sequence))
 		case <-ctx.Done():
 			return sent, ctx.Err()
 		}
-		batches, flows, err := c.prepare(1)
+		flows, err := agent.prepare(1)
 		if err != nil {
 			return sent, err
 		}
-		if err := c.stream.SendMsg(batches[0]); err != nil {
+		if err := agent.stream.SendMsg(agent.batches[0]); err != nil {
 			return sent, err
 		}
 		sent += flows

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
@@ -18,10 +17,11 @@ import (
 	"github.com/flowaudit/flowaudit/flow"
 )
 
-const (
-	bareRows   = 200_000 // an insert of the driver alone, as large as a busy collector's
-	bareRounds = 5       // of the same flows; the median counts
-)
+// sendersAtOnce are agents that send at the same time.
+const sendersAtOnce = 4
+
+// bareRows are an insert of the driver alone, as large as a busy collector's.
+const bareRows = 200_000
 
 // benchClickHouse sends flows to a collector that keeps them in ClickHouse, and
 // inserts such rows with the driver alone. Server, collector and sender share
@@ -49,50 +49,78 @@ func benchClickHouse(ctx context.Context, o options) (all []result, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	all, err = benchIngest(ctx, dir, o.flows, "ClickHouse", "--data", filepath.Join(dir, "unused"), "--store", server.URL("bench"))
+	through, err := spending(server, o.flows, func() (result, error) { return throughCollector(ctx, dir, server.URL("bench"), o.flows) })
 	if err != nil {
 		return nil, err
 	}
-	bare, err := insertBare(ctx, conn)
+	bare, err := spending(server, o.flows, func() (result, error) { return insertBare(ctx, conn, o.flows) })
 	if err != nil {
 		return nil, err
 	}
-	all = append(all, result{"the same columns, with the driver alone", "clickhouse-go", []string{fmt.Sprintf("%.0f rows/s", bare)}})
 	disk, err := diskOf(ctx, conn)
-	return append(all, result{"disk", "ClickHouse", []string{fmt.Sprintf("%.1f bytes a flow", disk)}}), err
+	return []result{through, bare, {"disk", "ClickHouse", []string{fmt.Sprintf("%.1f bytes a flow", disk)}}}, err
+}
+
+// throughCollector sends flows to a collector with a store of that URL.
+func throughCollector(ctx context.Context, dir, url string, flows int) (result, error) {
+	c, err := startCollector(ctx, dir, sendersAtOnce, "--data", filepath.Join(dir, "unused"), "--store", url, "--retain", "0")
+	if err != nil {
+		return result{}, err
+	}
+	r, err := c.ingest(ctx, flows, "ClickHouse")
+	if err != nil {
+		return r, err
+	}
+	_, err = c.stop(ctx)
+	return r, err
+}
+
+// spending adds to a result what it cost the server.
+func spending(server *clickhousetest.Server, flows int, f func() (result, error)) (result, error) {
+	before, err := processTime(server.PID())
+	if err != nil {
+		return result{}, err
+	}
+	r, err := f()
+	if err != nil {
+		return r, err
+	}
+	after, err := processTime(server.PID())
+	r.figures = append(r.figures, perEvent(after-before, uint64(flows))+" in the server")
+	return r, err
 }
 
 // bareColumns are what a row of flow has, without what names its key.
 const bareColumns = `slot UInt32, key UInt64, verdict Enum8('unknown' = 0, 'allowed' = 1, 'denied' = 2, 'unanswered' = 3), start Int64, duration UInt32, source_port UInt16,
 	connections UInt64, counted UInt8, tcp_flags UInt8, packets_sent UInt64, bytes_sent UInt64, packets_received UInt64, bytes_received UInt64, copy UInt64`
 
-// insertBare is how many rows a second go into a table like the store's, from
-// columns that are there already.
-func insertBare(ctx context.Context, conn driver.Conn) (rowsPerSecond float64, err error) {
+// insertBare inserts rows into a table like the store's, from columns that are
+// there already.
+func insertBare(ctx context.Context, conn driver.Conn, rows int) (result, error) {
 	if err := conn.Exec(ctx, "CREATE TABLE bare ("+bareColumns+") ENGINE = MergeTree PARTITION BY (slot, verdict = 'denied', start < 0) ORDER BY (key, start)"); err != nil {
-		return 0, err
+		return result{}, err
 	}
 	columns := bareOf(storetest.NewGenerator(1).Flows(bareRows, time.Now(), 10*time.Second))
-	var rates []float64
-	for range bareRounds {
-		began := time.Now()
+	rounds := max(1, rows/bareRows)
+	began := time.Now()
+	for range rounds {
 		batch, err := conn.PrepareBatch(ctx, `INSERT INTO bare (slot, key, verdict, start, duration, source_port, connections, counted, tcp_flags, packets_sent, bytes_sent,
 			packets_received, bytes_received, copy)`)
 		if err != nil {
-			return 0, err
+			return result{}, err
 		}
 		for i, c := range columns {
 			if err := batch.Column(i).Append(c); err != nil {
-				return 0, errors.Join(err, batch.Abort())
+				return result{}, errors.Join(err, batch.Abort())
 			}
 		}
 		if err := batch.Send(); err != nil {
-			return 0, err
+			return result{}, err
 		}
-		rates = append(rates, bareRows/time.Since(began).Seconds())
 	}
-	slices.Sort(rates)
-	return rates[len(rates)/2], nil
+	return result{"the same columns, with the driver alone", "clickhouse-go", []string{
+		fmt.Sprintf("%.0f flows/s", float64(rounds*bareRows)/time.Since(began).Seconds()), "",
+	}}, nil
 }
 
 func bareOf(flows []flow.Flow) []any {

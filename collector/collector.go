@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/encoding"
+	protocodec "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/keepalive"
 	"k8s.io/client-go/rest"
 
@@ -84,6 +86,8 @@ func (o *Options) Validate() error {
 const (
 	maxMessage       = 16 << 20
 	shutdownDeadline = 10 * time.Second
+	windowBytes      = 128 << 10 // of a connection, and of each of its streams
+	bufferBytes      = 4 << 10   // of a connection, each way
 )
 
 // Run collects and answers until ctx ends, then finishes what is under way.
@@ -327,8 +331,11 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 		grpc.ChainStreamInterceptor(c.admission.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}),
-		// A batch is decoded into columns of its own: the transport's buffers can be reused.
-		grpc.InitialWindowSize(4<<20), grpc.InitialConnWindowSize(8<<20),
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protocodec.Name)}),
+		// What thousands of agents may have on their way at once is memory here. A
+		// batch takes eight bytes a flow there: this is much, also far away.
+		grpc.InitialWindowSize(windowBytes), grpc.InitialConnWindowSize(windowBytes),
+		grpc.ReadBufferSize(bufferBytes), grpc.WriteBufferSize(bufferBytes),
 	)
 	flowauditv1.RegisterIngestServer(server, c.ingest)
 	flowauditv1.RegisterQueryServer(server, c.query())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"github.com/flowaudit/flowaudit/collector/store"
@@ -20,8 +21,10 @@ type appender interface {
 type committer struct {
 	store   appender
 	waiting chan submission
-	// committed is told each group of new batches after it is durable.
+	// committed is told each group of new batches after it is durable, in their
+	// order, while the next group is being written.
 	committed func([]flow.Batch)
+	durable   chan []flow.Batch
 	// trouble is why the newest group is not stored; nil when it is.
 	trouble atomic.Pointer[string]
 }
@@ -40,7 +43,7 @@ const (
 )
 
 func newCommitter(s appender, committed func([]flow.Batch)) *committer {
-	return &committer{store: s, waiting: make(chan submission, maxWaiting), committed: committed}
+	return &committer{store: s, waiting: make(chan submission, maxWaiting), committed: committed, durable: make(chan []flow.Batch)}
 }
 
 // submit queues a batch; it blocks while the store is behind.
@@ -53,11 +56,19 @@ func (c *committer) submit(ctx context.Context, s submission) error {
 	}
 }
 
-// run commits until waiting is closed, and everything in it is stored.
+// run commits until waiting is closed, and everything in it is stored and told.
 func (c *committer) run(ctx context.Context) {
+	var telling sync.WaitGroup
+	telling.Go(func() {
+		for batches := range c.durable {
+			c.committed(batches)
+		}
+	})
 	for first := range c.waiting {
 		c.commit(ctx, c.gather(first))
 	}
+	close(c.durable)
+	telling.Wait()
 }
 
 // gather takes what is waiting, without waiting for more.
@@ -106,7 +117,7 @@ func (c *committer) commit(ctx context.Context, group []submission) {
 		s.done(i < len(duplicate) && duplicate[i], err)
 	}
 	if err == nil {
-		c.committed(fresh(batches, duplicate))
+		c.durable <- fresh(batches, duplicate)
 	}
 }
 

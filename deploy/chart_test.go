@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -266,7 +267,7 @@ func TestFilesOfTheChart(t *testing.T) {
 			Targets []struct{ Expr string }
 		}
 	}
-	if err := json.Unmarshal(read("chart/files/dashboard.json"), &dashboard); err != nil {
+	if err := json.Unmarshal(read("chart/files/grafana/flowaudit.json"), &dashboard); err != nil {
 		t.Fatal(err)
 	}
 	metrics := string(read("../docs/metrics.md"))
@@ -281,6 +282,34 @@ func TestFilesOfTheChart(t *testing.T) {
 		if len(p.Targets) == 0 {
 			t.Errorf("panel %s asks for nothing", p.Title)
 		}
+	}
+}
+
+// TestDashboards: Grafana's sidecar finds each as it is in deploy/grafana, in
+// maps that have its label, once they are turned on.
+func TestDashboards(t *testing.T) {
+	files, err := filepath.Glob("grafana/*.json")
+	if err != nil || len(files) != 5 {
+		t.Fatalf("dashboards %v, %v", files, err)
+	}
+	given := func(out string) map[string]string {
+		all := make(map[string]string)
+		for _, text := range strings.Split(out, "\n---\n") {
+			var m corev1.ConfigMap
+			if err := yaml.Unmarshal([]byte(text), &m); err == nil && m.Kind == "ConfigMap" && m.Labels["grafana_dashboard"] == "1" {
+				maps.Copy(all, m.Data)
+			}
+		}
+		return all
+	}
+	all := given(render(t, "--set", "monitoring.dashboard=true,monitoring.clickhouseDashboards=true"))
+	for _, f := range files {
+		if want, err := os.ReadFile(f); err != nil || all[filepath.Base(f)] != string(want) {
+			t.Errorf("%s is not in the chart (%v)", f, err)
+		}
+	}
+	if none := given(render(t)); len(none) != 0 {
+		t.Errorf("%d dashboards, although nobody wants them", len(none))
 	}
 }
 

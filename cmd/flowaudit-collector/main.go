@@ -73,14 +73,24 @@ func serve(ctx context.Context, o collector.Options, place place) error {
 
 // place is where flows are kept: in DuckDB, or in the ClickHouse of a URL.
 type place struct {
-	url   string
-	db    duckdb.Options
-	slice time.Duration // 0 takes the store's
+	url          string
+	credentials  clickhouse.Credentials
+	passwordFile string
+	db           duckdb.Options
+	slice        time.Duration // 0 takes the store's
 }
 
 func (p *place) open(ctx context.Context, log *slog.Logger) (store.Store, error) {
 	if p.url != "" {
-		return clickhouse.Open(ctx, clickhouse.Options{URL: p.url, Slice: p.slice, Logger: log})
+		c := p.credentials
+		if p.passwordFile != "" {
+			text, err := os.ReadFile(p.passwordFile)
+			if err != nil {
+				return nil, fmt.Errorf("read password of the store: %w", err)
+			}
+			c.Password = strings.TrimRight(string(text), "\r\n")
+		}
+		return clickhouse.Open(ctx, clickhouse.Options{URL: p.url, Credentials: c, Slice: p.slice, Logger: log})
 	}
 	p.db.Logger, p.db.Slice = log, p.slice
 	return duckdb.Open(ctx, p.db)
@@ -92,12 +102,25 @@ func (p *place) validate() error {
 	switch {
 	case p.url != "" && (!isURL || !slices.Contains([]string{"clickhouse", "tcp", "http", "https"}, scheme)):
 		return errors.New("--store: want a URL such as clickhouse://user:password@host:9000/flowaudit; for a directory, use --data")
+	case p.url == "" && (p.passwordFile != "" || p.credentials != clickhouse.Credentials{Password: p.credentials.Password}):
+		return errors.New("--store-password-file and --store-tls-… are of a ClickHouse: --store is missing")
+	case (p.credentials.Cert == "") != (p.credentials.Key == ""):
+		return errors.New("--store-tls-cert and --store-tls-key belong together")
 	case p.db.Threads < 0:
 		return fmt.Errorf("--store-threads %d: want a number from 1, or 0 for one a core", p.db.Threads)
 	case p.slice != 0 && p.slice < time.Minute:
 		return fmt.Errorf("--slice %s: want 1m at least", p.slice)
 	}
 	return nil
+}
+
+// flags adds those that only a ClickHouse has.
+func (p *place) flags(fs *pflag.FlagSet) {
+	fs.StringVar(&p.passwordFile, "store-password-file", "", "`file` with the password to the ClickHouse, if it is not in the URL or $FLOWAUDIT_STORE_PASSWORD")
+	fs.StringVar(&p.credentials.CA, "store-tls-ca", "", "PEM `file` of the authorities that sign the ClickHouse's certificate (default: the system's)")
+	fs.StringVar(&p.credentials.Cert, "store-tls-cert", "", "PEM `file` of an own certificate that the ClickHouse asks for")
+	fs.StringVar(&p.credentials.Key, "store-tls-key", "", "PEM `file` of its private key")
+	fs.StringVar(&p.credentials.ServerName, "store-tls-server-name", "", "`name` in the ClickHouse's certificate, if it is not the URL's host")
 }
 
 const usage = `Takes flows from flowaudit-agents, stores them and answers the questions of flowaudit.
@@ -118,8 +141,8 @@ Examples:
   flowaudit-collector --data /var/lib/flowaudit --alertmanager http://alertmanager:9093
 
   # many collectors, which share a ClickHouse
-  FLOWAUDIT_STORE=clickhouse://flowaudit:…@clickhouse:9440/flowaudit?secure=true \
-    flowaudit-collector --listen :4245 --tls-cert tls.crt --tls-key tls.key --in-cluster
+  FLOWAUDIT_STORE=clickhouse://flowaudit@clickhouse:9440/flowaudit?secure=true \
+    flowaudit-collector --store-password-file /etc/flowaudit/password --listen :4245 --tls-cert tls.crt --tls-key tls.key --in-cluster
 
 Flags:
 `
@@ -134,6 +157,7 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	fs.StringVar(&o.Listen.HTTP, "listen-http", "", "`address` to answer questions on as JSON over HTTP as well, host:port; /openapi.json describes it")
 	fs.StringVar(&at.db.Dir, "data", "flowaudit-data", "`directory` of the embedded store")
 	fs.StringVar(&at.url, "store", "", "`URL` of a ClickHouse that keeps the flows instead, such as clickhouse://user:password@host:9000/flowaudit (or $FLOWAUDIT_STORE); any number of collectors share it")
+	at.flags(fs)
 	fs.StringVar(&o.Manifests, "manifests", "", "`directory` of cluster objects as YAML, which name pods and Services; read again when files change")
 	o.Access.Flags(fs)
 	fs.StringVar(&o.Cluster, "cluster", "default", "`name` or UID of the cluster whose objects these are, as agents give it; flows of other clusters are stored as they come")
@@ -181,6 +205,7 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	if at.url == "" {
 		at.url = os.Getenv("FLOWAUDIT_STORE") // it may hold a password, which others see in an argument
 	}
+	at.credentials.Password = os.Getenv("FLOWAUDIT_STORE_PASSWORD")
 	if err := at.validate(); err != nil {
 		return o, at, false, err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/flowaudit/flowaudit/collector"
 	"github.com/flowaudit/flowaudit/collector/access"
+	"github.com/flowaudit/flowaudit/collector/store/clickhouse"
 	"github.com/flowaudit/flowaudit/collector/store/duckdb"
 	"github.com/flowaudit/flowaudit/monitor"
 )
@@ -88,6 +89,11 @@ func TestFlags(t *testing.T) {
 		}},
 		{"--retain-size 1.5GB", func(o *options) { o.Collector.Retain.Bytes = 1_500_000_000 }},
 		{"--retain-size 2TiB", func(o *options) { o.Collector.Retain.Bytes = 2 << 40 }},
+		{"--store http://h/f --store-password-file pw --store-tls-ca ca --store-tls-cert crt --store-tls-key key --store-tls-server-name n", func(o *options) {
+			o.Store.url, o.Store.passwordFile = "http://h/f", "pw"
+			o.Store.credentials = clickhouse.Credentials{CA: "ca", Cert: "crt", Key: "key", ServerName: "n"}
+			o.Collector.Alerts.Queue = ""
+		}},
 		{"--store clickhouse://h:9000/f", func(o *options) { o.Store.url, o.Collector.Alerts.Queue = "clickhouse://h:9000/f", "" }},
 		{"--listen-metrics :9464 --listen-pprof [::1]:6060", func(o *options) { o.Collector.Monitor.Metrics, o.Collector.Monitor.Profiles = ":9464", "[::1]:6060" }},
 		{"--metrics-pairs 10 --log-level warn --log-format json", func(o *options) {
@@ -137,6 +143,9 @@ func TestWrongFlags(t *testing.T) {
 		{"--slice long", "--slice"},
 		{"--store /var/lib/flowaudit", "--store: want a URL such as clickhouse://"},
 		{"--store postgres://x", "--store: want a URL such as clickhouse://"},
+		{"--store-password-file pw", "--store is missing"},
+		{"--store-tls-ca ca", "--store is missing"},
+		{"--store http://h --store-tls-cert crt", "--store-tls-cert and --store-tls-key belong together"},
 		{"--store-threads -1", "--store-threads -1: want a number from 1"},
 		{"--metrics-pairs -1", "--metrics-pairs -1: want a number from 0"},
 		{"--listen-pprof 10.0.0.1:6060", "--listen-pprof: profiles show"},

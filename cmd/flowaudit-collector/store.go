@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -42,6 +43,7 @@ Flags:
 type move struct {
 	verb, from, to string
 	until          time.Time
+	at             place // how to get into a ClickHouse
 }
 
 func runStore(args []string, stdout, stderr io.Writer) int {
@@ -69,6 +71,7 @@ func parseMove(args []string, stdout io.Writer) (m move, err error) {
 	var until string
 	fs.StringVar(&m.from, "from", "", "`place` to read")
 	fs.StringVar(&m.to, "to", "", "`place` to write, or to compare with")
+	m.at.flags(fs)
 	fs.StringVar(&until, "until", "", "`date` before which days are moved (default: today in UTC)")
 	if err := fs.Parse(args); err != nil {
 		return m, err
@@ -77,6 +80,7 @@ func parseMove(args []string, stdout io.Writer) (m move, err error) {
 		return m, errors.New("want one of copy, export, import and verify")
 	}
 	m.verb, m.until = fs.Arg(0), time.Now()
+	m.at.credentials.Password = os.Getenv("FLOWAUDIT_STORE_PASSWORD")
 	if until != "" {
 		if m.until, err = time.Parse(time.DateOnly, until); err != nil {
 			return m, fmt.Errorf("--until %q: want a date such as 2026-11-01", until)
@@ -110,8 +114,9 @@ func folder(place string) archive.Folder {
 	return archive.Folder{Dir: strings.TrimPrefix(place, "parquet:")}
 }
 
-func openStore(ctx context.Context, at string, log *slog.Logger) (store.Store, error) {
-	p := place{url: at}
+func (m *move) open(ctx context.Context, at string, log *slog.Logger) (store.Store, error) {
+	p := m.at
+	p.url = at
 	if dir, is := strings.CutPrefix(at, "duckdb:"); is {
 		p = place{db: duckdb.Options{Dir: dir}}
 	}
@@ -133,7 +138,7 @@ func (m *move) run(ctx context.Context, log *slog.Logger) (err error) {
 		if isFolder(at) {
 			continue
 		}
-		if stores[at], err = openStore(ctx, at, log); err != nil {
+		if stores[at], err = m.open(ctx, at, log); err != nil {
 			delete(stores, at)
 			return err
 		}

@@ -36,7 +36,30 @@ type agent struct {
 	pending      []flow.Batch
 	next         uint64
 	sent, breaks int
+	last         error // that broke a stream
 	acknowledged totals
+}
+
+// stored is what was acknowledged so far.
+func (a *agent) stored() totals {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.acknowledged
+}
+
+// has is an error until so many batches are acknowledged.
+func (a *agent) has(batches int64) error {
+	if n := a.stored().Batches; n < batches {
+		return fmt.Errorf("%d batches are acknowledged, want %d; the last break: %s", n, batches, a.broke())
+	}
+	return nil
+}
+
+// broke is why the last stream broke.
+func (a *agent) broke() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return fmt.Sprint(a.last)
 }
 
 // run sends batches until ctx ends, and returns when all are acknowledged.
@@ -50,7 +73,10 @@ func (a *agent) run(ctx context.Context, t *testing.T) {
 			t.Errorf("agent %d has %d batches left: %v", a.number, len(a.pending), err)
 			return
 		}
+		a.mu.Lock()
 		a.breaks++
+		a.last = err
+		a.mu.Unlock()
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-t.Context().Done():

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -54,7 +54,17 @@ type process struct {
 	cmd     *exec.Cmd
 	address string
 	url     string
-	log     io.Writer
+	log     *os.File
+}
+
+// said is what collectors have logged.
+func (p *process) said() string {
+	p.t.Helper()
+	b, err := os.ReadFile(p.log.Name())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return string(b)
 }
 
 func (p *process) start() {
@@ -75,9 +85,9 @@ func (p *process) kill() {
 }
 
 // startServer starts Debian's server.
-func startServer(t *testing.T) *clickhousetest.Server {
+func startServer(t *testing.T, o clickhousetest.Options) *clickhousetest.Server {
 	t.Helper()
-	server, err := clickhousetest.Start(clickhousetest.Options{Dir: t.TempDir()})
+	server, err := clickhousetest.Start(o)
 	switch {
 	case errors.Is(err, exec.ErrNotFound) && os.Getenv("CI") == "":
 		t.Skip("the server is not installed: make test installs it")
@@ -102,30 +112,34 @@ func load(t *testing.T) time.Duration {
 	return d.Round(shortLoad)
 }
 
-// TestWhoeverIsKilled: three collectors share a server. While agents send, one
-// collector is killed and comes back, then the server, again and again for the
-// soak. Afterwards everything that was acknowledged counts once.
-func TestWhoeverIsKilled(t *testing.T) {
-	server := startServer(t)
+// startCollectors starts collectors that share a server. All are there before
+// it returns: they make the tables at once.
+func startCollectors(t *testing.T, server *clickhousetest.Server, n int) (all []*process, addresses []string) {
+	t.Helper()
 	dir := t.TempDir()
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer log.Close()
-	var all [collectors]*process
-	var addresses []string
-	for i := range all {
-		address := fmt.Sprintf("unix:%s/%d.sock", dir, i)
-		addresses = append(addresses, address)
-		all[i] = &process{t: t, address: address, url: server.URL("flowaudit"), log: log}
-		all[i].start()
-		t.Cleanup(all[i].kill)
+	t.Cleanup(func() { _ = log.Close() })
+	for i := range n {
+		p := &process{t: t, address: fmt.Sprintf("unix:%s/%d.sock", dir, i), url: server.URL("flowaudit"), log: log}
+		p.start()
+		t.Cleanup(p.kill)
+		all, addresses = append(all, p), append(addresses, p.address)
 	}
-	// All are there before anyone is killed: they make the tables at once.
 	for _, a := range addresses {
 		until(t, func(ctx context.Context) error { _, err := askSQL(ctx, a, "SELECT 1"); return err })
 	}
+	return all, addresses
+}
+
+// TestWhoeverIsKilled: three collectors share a server. While agents send, one
+// collector is killed and comes back, then the server, again and again for the
+// soak. Afterwards everything that was acknowledged counts once.
+func TestWhoeverIsKilled(t *testing.T) {
+	server := startServer(t, clickhousetest.Options{Dir: t.TempDir()})
+	all, addresses := startCollectors(t, server, collectors)
 	ctx, end := context.WithTimeout(t.Context(), load(t))
 	defer end()
 	var group sync.WaitGroup
@@ -158,6 +172,12 @@ func TestWhoeverIsKilled(t *testing.T) {
 	if want.Batches < agents || breaks == 0 {
 		t.Errorf("%d batches were stored, and %d streams broke: nothing was tested", want.Batches, breaks)
 	}
+	compare(t, addresses, want)
+}
+
+// compare compares what was acknowledged with what each collector answers.
+func compare(t *testing.T, addresses []string, want totals) {
+	t.Helper()
 	for _, a := range addresses {
 		var got totals
 		until(t, func(ctx context.Context) (err error) {
@@ -169,6 +189,71 @@ func TestWhoeverIsKilled(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("collector at %s (-acknowledged +stored):\n%s", a, diff)
 		}
+	}
+}
+
+const (
+	diskSize = 128 << 20
+	// diskLeft is too little for an insert.
+	diskLeft = 1 << 20
+)
+
+// TestAFullDisk: a server without room takes nothing, the agents are told, and
+// nothing is lost when there is room again.
+func TestAFullDisk(t *testing.T) {
+	disk := filepath.Join(t.TempDir(), "disk")
+	if err := os.Mkdir(disk, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, fmt.Sprintf("size=%d", diskSize)); err != nil {
+		if os.Getenv("CI") == "" && errors.Is(err, syscall.EPERM) {
+			t.Skip("mounting a disk needs root")
+		}
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(disk, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	server := startServer(t, clickhousetest.Options{Dir: t.TempDir(), Data: filepath.Join(disk, "data")})
+	all, addresses := startCollectors(t, server, 1)
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	a := &agent{number: 1, collectors: addresses}
+	ended := make(chan struct{})
+	go func() { a.run(ctx, t); close(ended) }()
+	until(t, func(context.Context) error { return a.has(1) })
+	ballast := filepath.Join(disk, "ballast")
+	fill(t, disk, ballast)
+	until(t, func(context.Context) error {
+		if broke := a.broke(); !strings.Contains(broke, "store batch") || !strings.Contains(strings.ToLower(broke), "space") {
+			return fmt.Errorf("the agent was told %q", broke)
+		}
+		return nil
+	})
+	if said := all[0].said(); !strings.Contains(said, "batch was not stored, its agent will send it again") {
+		t.Errorf("the collector does not tell:\n%s", said)
+	}
+	held := a.stored().Batches
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func(context.Context) error { return a.has(held + 3) })
+	end()
+	<-ended
+	compare(t, addresses, a.stored())
+}
+
+// fill writes a file that takes all of a disk but diskLeft.
+func fill(t *testing.T, disk, file string) {
+	t.Helper()
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(disk, &s); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, make([]byte, max(0, int64(s.Bavail)*s.Bsize-diskLeft)), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

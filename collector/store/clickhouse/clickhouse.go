@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -24,8 +23,9 @@ type Options struct {
 	// clickhouse://user:password@host:9000,host2:9000/flowaudit?secure=true,
 	// or http:// and https:// for its HTTP port. The parameters are the
 	// driver's, and cluster=NAME for a cluster of that name.
-	URL   string
-	Slice time.Duration // how much time one partition holds, by arrival; 0 takes a day
+	URL         string
+	Credentials Credentials
+	Slice       time.Duration // how much time one partition holds, by arrival; 0 takes a day
 	// Pace is how far apart writes begin at least, so that a server gets few
 	// large ones rather than many small ones; 0 takes 250 ms, negative none.
 	Pace   time.Duration
@@ -88,6 +88,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := o.Credentials.add(options); err != nil {
+		return nil, err
+	}
 	s := &Store{o: o, database: options.Auth.Database, cluster: cluster, known: make(knownKeys), hasher: newKeyHasher(), touched: make(map[part]time.Time)}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
@@ -102,61 +105,6 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	}
 	s.watchReplicas()
 	return s, nil
-}
-
-// parseURL reads Options.URL.
-func parseURL(text string) (o *clickhouse.Options, cluster string, err error) {
-	u, err := url.Parse(text)
-	if err != nil {
-		return nil, "", errors.New("open store: the ClickHouse URL cannot be read: want clickhouse://user:password@host:9000/database") // it may hold a password
-	}
-	parameters := u.Query()
-	cluster = parameters.Get("cluster")
-	if strings.ContainsAny(cluster, "'`\\") {
-		return nil, "", fmt.Errorf("open store: %q is no name of a cluster", cluster)
-	}
-	parameters.Del("cluster")
-	u.RawQuery = parameters.Encode()
-	if o, err = clickhouse.ParseDSN(u.String()); err != nil {
-		return nil, "", fmt.Errorf("open store: %w", err)
-	}
-	if o.Auth.Database == "" {
-		o.Auth.Database = defaultDatabase
-	}
-	if !isName(o.Auth.Database) {
-		return nil, "", fmt.Errorf("open store: %q is no name of a database: want letters, digits and _", o.Auth.Database)
-	}
-	if o.Settings == nil {
-		o.Settings = clickhouse.Settings{}
-	}
-	return o, cluster, nil
-}
-
-func isName(s string) bool {
-	for _, c := range s {
-		if c != '_' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') {
-			return false
-		}
-	}
-	return s != ""
-}
-
-// prepare asks the server what it is, and makes the database if it is not there.
-func (s *Store) prepare(ctx context.Context, o clickhouse.Options) error {
-	o.Auth.Database = "default"
-	conn, err := clickhouse.Open(&o)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if s.server, err = ask(ctx, conn); err != nil {
-		return err
-	}
-	var there uint64
-	if err := conn.QueryRow(ctx, "SELECT count() FROM system.databases WHERE name = "+quote(s.database)).Scan(&there); err != nil || there > 0 {
-		return err
-	}
-	return s.define(ctx, conn, "CREATE DATABASE IF NOT EXISTS "+s.database+s.onCluster())
 }
 
 // onCluster ends the head of a statement that defines something.

@@ -239,6 +239,9 @@ func (s *Server) URL(database string) string {
 // Address is where the server listens.
 func (s *Server) Address() string { return fmt.Sprintf("127.0.0.1:%d", s.o.port) }
 
+// PID is the number of its process.
+func (s *Server) PID() int { return s.cmd.Process.Pid }
+
 // Kill ends the process at once, as a crash does.
 func (s *Server) Kill() {
 	_ = s.cmd.Process.Kill() // it may have ended

@@ -1,0 +1,2 @@
+// Package grafana makes the dashboards of Grafana, from the same questions that people ask by name.
+package grafana
