@@ -80,6 +80,10 @@ soak: need-kernel need-build need-cluster ## Run the kernel and cluster tests fo
 	FLOWAUDIT_SOAK=10m CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 60m -v ./test/kernel
 	cd test/cluster && FLOWAUDIT_SOAK=10m $(GO) test -count=1 -timeout 60m -v .
 
+.PHONY: fuzz
+fuzz: need-build ## Fuzz every decoder for a minute each (FUZZTIME=10m for longer)
+	@tools/fuzz.sh $(or $(FUZZTIME),60s)
+
 .PHONY: clean
 clean: ## Remove what build made
 	rm -rf $(BIN)

@@ -52,6 +52,7 @@ func packages(t *testing.T, args ...string) []pkg {
 const mayImport = `
 flow:
 queries:
+evidence: flow
 policy: flow
 kube: flow
 policy/lint:
