@@ -67,6 +67,7 @@ proto/zstd:
 proto/goldmane:
 proto/flowaudit/v1: flow
 agent/nlmsg:
+agent/confine:
 agent/ipvs: flow
 agent/route: flow
 probe:
@@ -96,7 +97,7 @@ collector/store/duckdb: flow queries collector/store collector/store/columns
 collector/store/clickhouse: flow queries collector/store collector/store/columns
 collector/advice: flow kube policy/history policy/replay policy/suggest policy/unused proto/flowaudit/v1 collector/store
 collector: flow kube monitor policy policy/other queries proto/flowaudit/v1 collector/advice collector/alert collector/alert/notify collector/identity collector/rest collector/store
-cmd/flowaudit-agent: flow agent agent/nflog proto/zstd proto/flowaudit/v1
+cmd/flowaudit-agent: flow agent agent/confine agent/nflog proto/zstd proto/flowaudit/v1
 cmd/flowaudit-collector: collector collector/store collector/store/archive collector/store/clickhouse collector/store/duckdb proto/zstd proto/flowaudit/v1
 cmd/flowaudit: flow agent collector/alert kube policy policy/history policy/lint policy/other policy/replay policy/suggest policy/unused probe queries proto/dial proto/zstd proto/flowaudit/v1
 test/netlab:
