@@ -215,7 +215,7 @@ func TestReadmeCommandsExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, target := range []string{"help", "build", "demo", "demo-cluster", "test", "lint", "bench", "soak", "generate", "clean"} {
+	for _, target := range []string{"help", "build", "demo", "demo-cluster", "test", "lint", "bench", "soak", "fuzz", "vuln", "generate", "clean"} {
 		if !strings.Contains(string(makefile), "\n"+target+":") {
 			t.Errorf("Makefile has no target %s", target)
 		}
