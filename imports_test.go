@@ -92,6 +92,7 @@ collector/access: flow
 collector/alert: flow
 collector/alert/notify: flow collector/alert
 collector/rest:
+collector/ledger: flow evidence collector/store
 collector/store: flow
 collector/store/columns: flow
 collector/store/archive: flow collector/store collector/store/columns
@@ -99,7 +100,7 @@ collector/store/storetest: flow evidence queries collector/store
 collector/store/duckdb: flow queries collector/store collector/store/columns
 collector/store/clickhouse: flow queries collector/store collector/store/columns
 collector/advice: flow kube policy/history policy/replay policy/suggest policy/unused proto/flowaudit/v1 collector/store
-collector: flow evidence kube monitor policy policy/other queries proto/flowaudit/v1 collector/access collector/advice collector/alert collector/alert/notify collector/identity collector/rest collector/store
+collector: flow evidence kube monitor policy policy/other queries proto/flowaudit/v1 collector/access collector/advice collector/alert collector/alert/notify collector/identity collector/ledger collector/rest collector/store
 cmd/flowaudit-agent: flow agent agent/confine agent/nflog proto/zstd proto/flowaudit/v1
 cmd/flowaudit-collector: collector collector/access collector/store collector/store/archive collector/store/clickhouse collector/store/duckdb proto/zstd proto/flowaudit/v1
 cmd/flowaudit: flow evidence agent collector/alert kube policy policy/history policy/lint policy/other policy/replay policy/suggest policy/unused probe queries proto/dial proto/zstd proto/flowaudit/v1

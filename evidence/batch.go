@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -48,10 +49,25 @@ type Group struct {
 	Namespace string `json:"namespace,omitempty"`
 	Proof     []byte `json:"proof,omitempty"`
 	// Leaves are the hashes of its flows one after the other, the Denied refused ones first.
-	Leaves []byte `json:"leaves,omitempty"`
+	Leaves Leaves `json:"leaves,omitempty"`
 	Denied int    `json:"denied,omitempty"`
 	// Gone are the leaves whose flows the store does not have any more.
 	Gone []int `json:"gone,omitempty"`
+}
+
+// Leaves are hashes one after the other. As text they are hexadecimal digits,
+// which compress to what they are, and to nothing where they are repeated.
+type Leaves []byte
+
+// MarshalText implements encoding.TextMarshaler.
+func (l Leaves) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, l), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (l *Leaves) UnmarshalText(text []byte) (err error) {
+	if *l, err = hex.AppendDecode(nil, text); err != nil {
+		return fmt.Errorf("read leaves: %w", err)
+	}
+	return nil
 }
 
 // Shown reports whether the group's leaves are to be seen.
@@ -152,7 +168,7 @@ func (k *Key) group(namespace string, l *leaves) Group {
 	t := k.Tag(namespace)
 	all := append(l.denied, l.others...)
 	g := Group{Tag: t.Hash, Namespace: clean(namespace), Proof: t.Proof, Denied: len(l.denied), Root: groupRoot(all, len(l.denied))}
-	g.Leaves = make([]byte, 0, len(all)*len(Hash{}))
+	g.Leaves = make(Leaves, 0, len(all)*len(Hash{}))
 	for i := range all {
 		g.Leaves = append(g.Leaves, all[i][:]...)
 	}
@@ -171,14 +187,15 @@ func marshal(v any) []byte {
 	return b
 }
 
-// Link is the newest of an agent's chain.
+// Link is the newest of a chain.
 type Link struct {
 	Number uint64 `json:"number"`
 	Hash   Hash   `json:"hash"`
+	Time   int64  `json:"time,omitempty"` // of a checkpoint
 }
 
 // Follow puts the batch after the link.
 func (b *Batch) Follow(l Link) Link {
 	b.Number, b.Prev = l.Number+1, l.Hash
-	return Link{b.Number, b.BatchHead.Hash()}
+	return Link{Number: b.Number, Hash: b.BatchHead.Hash()}
 }

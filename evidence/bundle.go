@@ -174,6 +174,17 @@ func (w *Writer) view(b *Batch) *Batch {
 	return &out
 }
 
+// Through says that a writer has signed checkpoints up to a number, whatever
+// there was to be written.
+func (w *Writer) Through(writer string, number uint64) {
+	for i := range w.ranges {
+		if r := &w.ranges[i]; r.Writer == writer {
+			r.Last = max(r.Last, number)
+			return
+		}
+	}
+}
+
 // Tombstones writes what was deleted.
 func (w *Writer) Tombstones(all []*SignedTombstone) error {
 	if err := w.begin(fileTombstones); err != nil {

@@ -11,12 +11,15 @@ import (
 // Checkpoint is what a collector signs when it has stored batches: which links
 // of agents' chains there are now.
 type Checkpoint struct {
-	Writer  string `json:"writer"` // of the chain of checkpoints: a collector
-	Number  uint64 `json:"number"` // from 1
-	Prev    Hash   `json:"prev"`   // the checkpoint before; zero of the first
-	Time    int64  `json:"time"`   // Unix milliseconds: when the batches were stored
-	Batches int    `json:"batches"`
-	Root    Hash   `json:"root"` // over the links
+	Writer string `json:"writer"` // of the chain of checkpoints: a collector
+	Number uint64 `json:"number"` // from 1
+	Prev   Hash   `json:"prev"`   // the checkpoint before; zero of the first
+	// PrevTime is when that one's batches were stored: what begins with this one
+	// shows by it that none of its time is missing.
+	PrevTime int64 `json:"prev_time"`
+	Time     int64 `json:"time"` // Unix milliseconds: when the batches were stored
+	Batches  int   `json:"batches"`
+	Root     Hash  `json:"root"` // over the links
 }
 
 // Hash is the checkpoint's own, which the next one names.
@@ -41,13 +44,13 @@ type Section struct {
 // Seal signs a checkpoint of batches, after the one before.
 func (k *Key) Seal(writer string, before Link, ms int64, batches []*Batch) *Section {
 	s := &Section{Links: batches}
-	s.Checkpoint = Checkpoint{Writer: writer, Number: before.Number + 1, Prev: before.Hash, Time: ms, Batches: len(batches), Root: linksRoot(batches)}
+	s.Checkpoint = Checkpoint{Writer: writer, Number: before.Number + 1, Prev: before.Hash, PrevTime: before.Time, Time: ms, Batches: len(batches), Root: linksRoot(batches)}
 	s.Signature = k.sign(signedCheckpoint, marshal(&s.Checkpoint))
 	return s
 }
 
 // Link is the section as the one that the next follows.
-func (s *Section) Link() Link { return Link{s.Number, s.Checkpoint.Hash()} }
+func (s *Section) Link() Link { return Link{s.Number, s.Checkpoint.Hash(), s.Time} }
 
 func linksRoot(batches []*Batch) Hash {
 	all := make([]Hash, len(batches))
@@ -55,36 +58,6 @@ func linksRoot(batches []*Batch) Hash {
 		all[i] = b.BatchHead.Hash()
 	}
 	return Root(all)
-}
-
-// Marshal writes a section as lines of JSON: the checkpoint, then its batches.
-func (s *Section) Marshal() []byte {
-	out := append(marshal(&s.Signed), '\n')
-	for _, b := range s.Links {
-		out = append(append(out, marshal(b)...), '\n')
-	}
-	return out
-}
-
-// ParseSection reads what Marshal wrote. It proves nothing.
-func ParseSection(text []byte) (*Section, error) {
-	line, rest, _ := bytes.Cut(text, []byte("\n"))
-	s := &Section{}
-	if err := strict(line, &s.Signed); err != nil {
-		return nil, fmt.Errorf("read checkpoint: %w", err)
-	}
-	for len(rest) > 0 {
-		line, rest, _ = bytes.Cut(rest, []byte("\n"))
-		b := &Batch{}
-		if err := strict(line, b); err != nil {
-			return nil, fmt.Errorf("read batch of checkpoint %d: %w", s.Number, err)
-		}
-		s.Links = append(s.Links, b)
-	}
-	if len(s.Links) != s.Batches {
-		return nil, fmt.Errorf("read checkpoint %d: %d batches, want %d", s.Number, len(s.Links), s.Batches)
-	}
-	return s, nil
 }
 
 // strict reads JSON that has nothing but the fields of v: what is not read is
@@ -136,4 +109,13 @@ func (t *Tombstone) covers(stored int64, denied bool) bool {
 		return stored < t.Denied
 	}
 	return stored < t.Flows
+}
+
+// ParseTombstone reads what Marshal wrote. It proves nothing.
+func ParseTombstone(text []byte) (*SignedTombstone, error) {
+	t := &SignedTombstone{}
+	if err := strict(text, t); err != nil {
+		return nil, fmt.Errorf("read tombstone: %w", err)
+	}
+	return t, nil
 }

@@ -359,19 +359,6 @@ func TestATombstoneCannotBeInvented(t *testing.T) {
 	}
 }
 
-func TestSectionsComeBackAsTheyWere(t *testing.T) {
-	r := record(t)
-	for _, s := range r.sections {
-		got, err := ParseSection(s.Marshal())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got.Link() != s.Link() || !bytes.Equal(got.Marshal(), s.Marshal()) {
-			t.Errorf("section %d is another one", s.Number)
-		}
-	}
-}
-
 func TestAFlowsLineIsJSONAndSaysAllThatStoresKeep(t *testing.T) {
 	f := aFlow(1, "shop", "ba\"\\\n\x01nk\xff", flow.VerdictDenied)
 	f.Service = &flow.Service{Addr: netip.MustParseAddr("10.96.0.1"), Port: 443, Namespace: "shop", Name: "db"}
@@ -449,20 +436,6 @@ func FuzzFlows(f *testing.F) {
 		bundle := change(t, whole, map[string]func([]string) []string{fileFlows: func([]string) []string { return strings.SplitAfter(text, "\n") }})
 		if _, err := verify(bundle, r.public); err == nil && strings.TrimRight(text, "\n") != strings.TrimRight(was, "\n") {
 			t.Errorf("other records verify:\n%s", text)
-		}
-	})
-}
-
-func FuzzSection(f *testing.F) {
-	f.Add(record(f).sections[0].Marshal())
-	f.Fuzz(func(t *testing.T, text []byte) {
-		s, err := ParseSection(text)
-		if err != nil {
-			return
-		}
-		again, err := ParseSection(s.Marshal())
-		if err != nil || again.Link() != s.Link() {
-			t.Errorf("a section does not come back: %v", err)
 		}
 	})
 }

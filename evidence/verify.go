@@ -179,6 +179,8 @@ func (v *verifier) writer(w Range) error {
 			return v.checkpoints.fault(0, fmt.Sprintf("checkpoint %d of %s is missing, here is %d of %s", n, w.Writer, s.Number, s.Writer))
 		case s.Number < n:
 			return v.checkpoints.fault(0, fmt.Sprintf("checkpoint %d stands where %d belongs: it is repeated or out of order", s.Number, n))
+		case n == w.First && n > 1 && !v.begins(s):
+			return v.checkpoints.fault(0, fmt.Sprintf("the checkpoints of %s before %d are missing, and no retention deleted them", w.Writer, n))
 		case n > w.First && s.Prev != before.Hash:
 			return v.checkpoints.fault(0, fmt.Sprintf("checkpoint %d does not follow the one before: the chain was cut and begun anew", n))
 		}
@@ -189,6 +191,15 @@ func (v *verifier) writer(w Range) error {
 		}
 	}
 	return nil
+}
+
+// begins reports whether the bundle may begin with a checkpoint: the one before
+// was of an earlier time, or retention deleted it.
+func (v *verifier) begins(s *Section) bool {
+	if s.PrevTime < v.Manifest.Since {
+		return true
+	}
+	return slices.ContainsFunc(v.tombstones, func(t Tombstone) bool { return t.covers(s.PrevTime, true) })
 }
 
 // maxSection bounds what is held of a checkpoint's batches, in bytes of their lines.
@@ -254,7 +265,7 @@ func (v *verifier) batch(s *Section, b *Batch) error {
 	if rootOf(b.Groups) != b.Root {
 		return fail("its groups are not those of its root: one was altered, removed or inserted")
 	}
-	v.agents[chain], v.links[chain] = Link{b.Number, b.BatchHead.Hash()}, v.batches.n
+	v.agents[chain], v.links[chain] = Link{Number: b.Number, Hash: b.BatchHead.Hash()}, v.batches.n
 	v.Batches++
 	v.Gaps += uint64(len(b.Gaps))
 	if !slices.IsSortedFunc(b.Groups, func(x, y Group) int { return slices.Compare(x.Tag[:], y.Tag[:]) }) {
