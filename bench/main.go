@@ -22,6 +22,7 @@ type options struct {
 	seconds int // of live traffic at each rate
 	flows   int // in the store
 	outage  time.Duration
+	agents  int
 	only    string
 	dir     string
 	store   string
@@ -35,8 +36,9 @@ func main() {
 	o := options{}
 	flag.IntVar(&o.seconds, "seconds", 10, "seconds of live traffic at each rate; in 10 s a window ends")
 	flag.IntVar(&o.flows, "flows", 10_000_000, "flows in the store")
-	flag.StringVar(&o.only, "only", "", "some parts only, comma-separated: decode, names, policy, nflog, conntrack, tap, memory, outage, store, clickhouse")
+	flag.StringVar(&o.only, "only", "", "some parts only, comma-separated: decode, names, policy, nflog, conntrack, tap, memory, alert, outage, agents, store, clickhouse")
 	flag.DurationVar(&o.outage, "outage", 30*time.Second, "how long the collector is away")
+	flag.IntVar(&o.agents, "agents", 5000, "how many agents report to one collector")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "where the store is made, on the disk to measure")
 	flag.StringVar(&o.store, "store", "", "a store to fill once and ask in later runs too; empty makes one in -dir and removes it")
 	flag.Parse()
@@ -69,7 +71,9 @@ func parts() []part {
 		{"conntrack", benchConntrack},
 		{"tap", benchTap},
 		{"memory", benchMemory},
+		{"alert", benchAlert},
 		{"outage", benchOutage},
+		{"agents", benchAgents},
 		{"store", benchStore},
 		{"clickhouse", benchClickHouse},
 	}

@@ -30,7 +30,7 @@ type outage struct {
 	collector *process
 	socket    string
 	spool     string
-	query     flowauditv1.QueryClient
+	asker
 }
 
 // benchOutage takes the collector away for a while, and measures how the agent
@@ -47,7 +47,7 @@ func benchOutage(ctx context.Context, o options) (all []result, err error) {
 		return nil, err
 	}
 	defer conn.Close()
-	b.query = flowauditv1.NewQueryClient(conn)
+	b.asker = asker{flowauditv1.NewQueryClient(conn)}
 	if b.agent, err = start(ctx, l.node.Namespace, "bin/flowaudit-agent", "--collector", "unix:"+b.socket, "--node-name", "n1",
 		"--nflog-group", "100=allowed", "--conntrack=false", "--state-dir", filepath.Join(l.dir, "state")); err != nil {
 		return nil, err
@@ -171,7 +171,10 @@ func (b *outage) count(ctx context.Context) (stored, lost uint64, err error) {
 	return uint64(rows[0][0].(float64)), uint64(gaps[0][0].(float64)), nil
 }
 
-func (b *outage) ask(ctx context.Context, sql string) (all [][]any, err error) {
+// asker asks a collector.
+type asker struct{ query flowauditv1.QueryClient }
+
+func (b asker) ask(ctx context.Context, sql string) (all [][]any, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	stream, err := b.query.Select(ctx, &flowauditv1.SelectRequest{Query: sql}, grpc.WaitForReady(true))

@@ -26,11 +26,16 @@ type process struct {
 
 // start runs a program inside a namespace.
 func start(ctx context.Context, ns *netlab.Namespace, name string, args ...string) (*process, error) {
-	p := &process{cmd: ns.Command(ctx, name, args...), end: make(chan error, 1)}
+	return launch(ns.Command(ctx, name, args...))
+}
+
+// launch starts a program.
+func launch(cmd *exec.Cmd) (*process, error) {
+	p := &process{cmd: cmd, end: make(chan error, 1)}
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	go func() { p.end <- p.cmd.Wait() }()
 	return p, nil

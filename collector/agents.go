@@ -13,11 +13,13 @@ import (
 type agents struct {
 	mu    sync.Mutex
 	known map[agentKey]*agentRecord
+	of    map[nodeOf][]agentKey // those that reported for a node first
 }
 
 // agentRecord is one agent as the collector knows it.
 type agentRecord struct {
 	node, instance string
+	home           nodeOf // what it reported for first
 	scope          flow.Scope
 	status         flow.AgentStatus
 	lastSeen       time.Time
@@ -30,9 +32,13 @@ const (
 	gapMemory   = time.Hour
 	agentMemory = 24 * time.Hour
 	maxAgentGap = 1000
+	// maxInstances bounds those of one node: it may have been made anew, or lie.
+	maxInstances = 16
 )
 
-func newAgents() *agents { return &agents{known: make(map[agentKey]*agentRecord)} }
+func newAgents() *agents {
+	return &agents{known: make(map[agentKey]*agentRecord), of: make(map[nodeOf][]agentKey)}
+}
 
 // agentKey tells agents apart: instances are unique in one cluster only.
 type agentKey struct{ cluster, instance string }
@@ -45,8 +51,8 @@ func (a *agents) heard(b *flow.Batch) {
 	defer a.mu.Unlock()
 	r := a.known[keyOfAgent(b)]
 	if r == nil {
-		r = &agentRecord{instance: b.Key.Instance}
-		a.known[keyOfAgent(b)] = r
+		r = &agentRecord{instance: b.Key.Instance, home: nodeOf{b.Key.Cluster, b.Node}}
+		a.add(keyOfAgent(b), r)
 	}
 	r.lastSeen = time.Now()
 	if older(&b.Agent, &r.status) {
@@ -56,6 +62,24 @@ func (a *agents) heard(b *flow.Batch) {
 		r.observations = rate{}
 	}
 	r.node, r.scope, r.status = b.Node, b.Scope, b.Agent
+}
+
+// add remembers an agent, in place of the one of its node that was silent for
+// the longest time if there are too many.
+func (a *agents) add(key agentKey, r *agentRecord) {
+	if keys := a.of[r.home]; len(keys) >= maxInstances {
+		a.forget(slices.MinFunc(keys, func(x, y agentKey) int { return a.known[x].lastSeen.Compare(a.known[y].lastSeen) }))
+	}
+	a.known[key] = r
+	a.of[r.home] = append(a.of[r.home], key)
+}
+
+func (a *agents) forget(key agentKey) {
+	home := a.known[key].home
+	delete(a.known, key)
+	if a.of[home] = slices.DeleteFunc(a.of[home], func(k agentKey) bool { return k == key }); len(a.of[home]) == 0 {
+		delete(a.of, home)
+	}
 }
 
 // older reports whether an agent said a before b.
@@ -93,7 +117,7 @@ func (a *agents) list() []agentRecord {
 	var out []agentRecord
 	for key, r := range a.known {
 		if now.Sub(r.lastSeen) > agentMemory {
-			delete(a.known, key)
+			a.forget(key)
 			continue
 		}
 		// Also of an agent that is silent: old losses end, whoever reports.

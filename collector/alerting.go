@@ -440,18 +440,18 @@ func (a *alerting) problems() []string {
 	return out
 }
 
-// AlertStats counts alerts and notifications, for metrics.
-type AlertStats struct {
+// alertStats counts alerts and notifications, for metrics.
+type alertStats struct {
 	alert.Stats
 	Notifiers []notify.Stat
 	Problems  int  // parts of the configuration that are not used
 	Leads     bool // this collector tells
 }
 
-func (a *alerting) stats() AlertStats {
+func (a *alerting) stats() alertStats {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return AlertStats{Stats: a.engine.Stats(), Notifiers: a.sender.Stats(), Problems: len(a.bad), Leads: a.leads}
+	return alertStats{Stats: a.engine.Stats(), Notifiers: a.sender.Stats(), Problems: len(a.bad), Leads: a.leads}
 }
 
 // retain deletes alerts that are long over.

@@ -13,8 +13,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flowaudit/flowaudit/collector/alert"
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
+	"github.com/flowaudit/flowaudit/monitor/monitortest"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 )
 
@@ -54,6 +56,9 @@ func TestADenialIsListedWithinSeconds(t *testing.T) {
 		if !strings.Contains(a.GetExplanation(), "ingress") || !strings.Contains(a.GetCommand(), "--from-workload shop/web") {
 			t.Errorf("explanation %q, command %q", a.GetExplanation(), a.GetCommand())
 		}
+		monitortest.Shows(t, r.registry(t), `flowaudit_alerts_firing{rule="first-denied",severity="warning"} 1
+			flowaudit_alerts_firing{rule="port-scan",severity="critical"} 0
+			flowaudit_alerts_fired_total 1`)
 		if list := r.listed(t, &flowauditv1.ListAlertsRequest{Matchers: []string{"severity=critical"}}); len(list) != 0 {
 			t.Errorf("%v is not critical", list)
 		}
@@ -176,7 +181,10 @@ func TestTheConfigurationIsReadWhenItChanges(t *testing.T) {
 		if err != nil || len(got.GetProblems()) != 0 || len(got.GetAlerts()) != 2 || got.GetAlerts()[0].GetSeverity() != "critical" || got.GetAlerts()[1].GetSeverity() != "info" {
 			t.Errorf("%v %v", got, err)
 		}
-		if stats := r.alerting.stats(); len(stats.Firing) != 2 || !stats.Leads || stats.Fired != 2 {
+		one := func(severity string) int {
+			return r.alerting.stats().Firing[alert.RuleSeverity{Rule: "first-denied", Severity: severity}]
+		}
+		if stats := r.alerting.stats(); one("critical") != 1 || one("info") != 1 || !stats.Leads || stats.Fired != 2 {
 			t.Errorf("%+v", stats)
 		}
 	})

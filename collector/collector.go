@@ -14,9 +14,12 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/encoding"
+	protocodec "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/keepalive"
 	"k8s.io/client-go/rest"
 
+	"github.com/flowaudit/flowaudit/collector/access"
 	"github.com/flowaudit/flowaudit/collector/advice"
 	"github.com/flowaudit/flowaudit/collector/alert/notify"
 	"github.com/flowaudit/flowaudit/collector/store"
@@ -35,6 +38,7 @@ type Options struct {
 	Manifests string      // directory of cluster objects; empty for none
 	Access    kube.Access // to the API server, if one is to be asked
 	Agents    AgentOptions
+	Readers   ReaderOptions
 	Retain    Retain
 	Alerts    AlertOptions
 	Version   string
@@ -73,12 +77,17 @@ func (o *Options) Validate() error {
 	if err := o.Listen.validate(); err != nil {
 		return err
 	}
+	if err := o.validateReaders(); err != nil {
+		return err
+	}
 	return o.validateProofs()
 }
 
 const (
 	maxMessage       = 16 << 20
 	shutdownDeadline = 10 * time.Second
+	windowBytes      = 128 << 10 // of a connection, and of each of its streams
+	bufferBytes      = 4 << 10   // of a connection, each way
 )
 
 // Run collects and answers until ctx ends, then finishes what is under way.
@@ -109,7 +118,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	go func() { told <- server.Run(telling) }()
 	err = c.serve(ctx, listener, certificates.tls())
 	stop()
-	return errors.Join(err, <-told)
+	return errors.Join(err, <-told, admission.readers.Log.Close())
 }
 
 type collector struct {
@@ -126,6 +135,7 @@ type collector struct {
 	admission *authenticator
 	alerting  *alerting
 	api       *rest.Config // nil if no API server is asked
+	blind     func(id string) string
 	// otherPolicies are those of other kinds than NetworkPolicy.
 	otherPolicies atomic.Pointer[[]kube.OtherPolicy]
 	ready         chan struct{} // closed when agents' batches can be named
@@ -133,7 +143,7 @@ type collector struct {
 }
 
 func newCollector(o Options, admission *authenticator) (*collector, error) {
-	c := &collector{Options: o, admission: admission, agents: newAgents(), hub: newHub(), measures: newMeasures(o.MetricsPairs), advice: advice.New(o.Store), ready: make(chan struct{}), started: time.Now()}
+	c := &collector{Options: o, admission: admission, agents: newAgents(), hub: newHub(), measures: newMeasures(o.MetricsPairs), blind: newBlindness(), advice: advice.New(o.Store, access.SightOf), ready: make(chan struct{}), started: time.Now()}
 	history, err := newHistory()
 	if err != nil {
 		return nil, err
@@ -147,6 +157,11 @@ func newCollector(o Options, admission *authenticator) (*collector, error) {
 	}
 	if err := c.makeAlerting(); err != nil {
 		return nil, err
+	}
+	if admission.readers == nil {
+		if admission.readers, err = o.gate(c.namespaces); err != nil {
+			return nil, err
+		}
 	}
 	if o.Access.Wanted() {
 		c.watch, err = kube.OpenWatch(kube.WatchOptions{
@@ -316,8 +331,11 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 		grpc.ChainStreamInterceptor(c.admission.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}),
-		// A batch is decoded into columns of its own: the transport's buffers can be reused.
-		grpc.InitialWindowSize(4<<20), grpc.InitialConnWindowSize(8<<20),
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protocodec.Name)}),
+		// What thousands of agents may have on their way at once is memory here. A
+		// batch takes eight bytes a flow there: this is much, also far away.
+		grpc.InitialWindowSize(windowBytes), grpc.InitialConnWindowSize(windowBytes),
+		grpc.ReadBufferSize(bufferBytes), grpc.WriteBufferSize(bufferBytes),
 	)
 	flowauditv1.RegisterIngestServer(server, c.ingest)
 	flowauditv1.RegisterQueryServer(server, c.query())
@@ -345,7 +363,7 @@ func (c *collector) problems() (out []string) {
 }
 
 func (c *collector) alerts() *alertServer {
-	return &alertServer{alerting: c.alerting, judge: c.ingest.judge}
+	return &alertServer{alerting: c.alerting, judge: c.ingest.judge, blind: c.blind}
 }
 
 // stop lets calls finish that can; followers and agents never end by themselves.
@@ -371,6 +389,9 @@ func (c *collector) status(ctx context.Context) (*flowauditv1.StatusResponse, er
 		out.Problems = append(out.Problems, c.watch.Status().Problems...)
 	}
 	out.Problems = append(out.Problems, c.alerting.problems()...)
+	if p := c.admission.readers.Log.Problem(); p != "" {
+		out.Problems = append(out.Problems, p)
+	}
 	if t := c.committer.trouble.Load(); t != nil {
 		out.Problems = append(out.Problems, "flows are not stored, and wait with their agents: "+*t)
 	}

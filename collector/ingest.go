@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	limiter "golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -55,32 +56,44 @@ func (s *ingest) Report(stream flowauditv1.Ingest_ReportServer) error {
 	r := &report{
 		ingest: s, limit: limit, fail: fail, acks: make(chan *flowauditv1.Ack, maxUnacknowledged), slots: make(chan struct{}, maxUnacknowledged),
 	}
-	messages := receive(stream)
+	messages := receive(stream, limit.room)
 	group.Go(func() error { return r.sendAcks(ctx, stream) })
-	group.Go(func() error { return r.take(ctx, messages) })
+	if err := r.take(ctx, messages); err != nil {
+		fail(err)
+	}
 	return group.Wait()
 }
 
-// received is a batch, or why there is none.
+// received is a batch's message, or why there is none.
 type received struct {
-	batch *flowauditv1.Batch
-	err   error
+	message []byte
+	place   *place // nil if there is no message
+	err     error
 }
 
 // receive reads the stream. Only leaving Report interrupts Recv, and Report
 // must be able to leave while Recv waits: so this has a goroutine of its own,
 // which nothing waits for.
-func receive(stream flowauditv1.Ingest_ReportServer) <-chan received {
+func receive(stream flowauditv1.Ingest_ReportServer, room room) <-chan received {
 	out := make(chan received)
 	go func() {
+		ctx := stream.Context()
 		for {
-			batch, err := stream.Recv()
+			var r received
+			if r.err = stream.RecvMsg(&r.message); r.err == nil {
+				if r.place, r.err = room.take(ctx, r.message); r.err != nil {
+					return // Report has left
+				}
+			}
 			select {
-			case out <- received{batch, err}:
-			case <-stream.Context().Done():
+			case out <- r:
+			case <-ctx.Done():
+				if r.place != nil {
+					r.place.leave()
+				}
 				return
 			}
-			if err != nil {
+			if r.err != nil {
 				return
 			}
 		}
@@ -121,9 +134,14 @@ func (r *report) take(ctx context.Context, messages <-chan received) error {
 		select {
 		case r.slots <- struct{}{}:
 		case <-ctx.Done():
+			m.place.leave()
 			return context.Cause(ctx)
 		}
-		if err := r.store(ctx, m.batch); err != nil {
+		submitted, err := r.store(ctx, &m)
+		if !submitted {
+			m.place.leave()
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -143,27 +161,36 @@ func (r *report) close(ctx context.Context) error {
 	return nil
 }
 
-func (r *report) store(ctx context.Context, message *flowauditv1.Batch) error {
+// store hands a batch to the committer. If it was not submitted, its room is
+// still taken.
+func (r *report) store(ctx context.Context, m *received) (submitted bool, err error) {
+	message, excess, err := read(m.message)
+	if err != nil {
+		return false, status.Error(codes.Internal, "decode message: "+err.Error()) // it may have been damaged on the way
+	}
+	m.message = nil
 	ack := &flowauditv1.Ack{Key: message.GetKey()}
-	batch, err := r.decode(message, ack)
+	batch, err := r.decode(message, excess, ack)
 	if err != nil {
 		r.acks <- ack // has room: a slot is held
-		return nil
+		return false, nil
 	}
 	if agent, proven := agentOf(ctx); proven {
 		if err := agent.Check(&batch); err != nil {
 			r.log.Error("agent reports for somebody else", "error", err)
-			return status.Error(codes.PermissionDenied, err.Error())
+			return false, status.Error(codes.PermissionDenied, err.Error())
 		}
 	}
-	if err := r.limit.wait(ctx, len(batch.Flows)); err != nil {
-		return err
+	if r.limit.flows.Limit() != limiter.Inf {
+		if err := m.place.aside(ctx, func() error { return r.limit.wait(ctx, len(batch.Flows)) }); err != nil {
+			return false, err
+		}
 	}
 	var named naming
 	if batch.Key.Cluster == r.cluster { // another cluster may use the same addresses
 		n, err := r.name(ctx, &batch)
 		if err != nil {
-			return err
+			return false, err
 		}
 		named = *n
 		r.judge.flows(batch.Flows)
@@ -171,7 +198,8 @@ func (r *report) store(ctx context.Context, message *flowauditv1.Batch) error {
 	}
 	r.agents.heard(&batch)
 	undo := r.blind.add(&batch)
-	return r.commit.submit(ctx, submission{batch, func(duplicate bool, err error) {
+	err = r.commit.submit(ctx, submission{batch, func(duplicate bool, err error) {
+		m.place.leave()
 		if errors.Is(err, store.ErrBatch) {
 			undo()
 			r.log.Error("batch refused", "error", err)
@@ -195,6 +223,7 @@ func (r *report) store(ctx context.Context, message *flowauditv1.Batch) error {
 		}
 		r.acks <- ack
 	}})
+	return err == nil, err
 }
 
 // maxNameWait bounds how long a batch waits for names, whatever the clocks say.
@@ -223,9 +252,14 @@ func (r *report) name(ctx context.Context, b *flow.Batch) (*naming, error) {
 	return n, nil
 }
 
-// decode reads a batch. What cannot be used is named in ack.
-func (s *ingest) decode(message *flowauditv1.Batch, ack *flowauditv1.Ack) (flow.Batch, error) {
-	batch, invalid, first, err := message.ToBatch()
+// decode reads a batch, unless excess says why it is refused. What cannot be used
+// is named in ack.
+func (s *ingest) decode(message *flowauditv1.Batch, excess error, ack *flowauditv1.Ack) (batch flow.Batch, err error) {
+	var invalid int
+	var first error
+	if err = excess; err == nil {
+		batch, invalid, first, err = message.ToBatch()
+	}
 	if err != nil {
 		ack.Refused, ack.Error = true, err.Error()
 		ack.Rejected = uint64(len(message.GetFlows().GetSrc()))

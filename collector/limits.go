@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
 	limiter "golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
@@ -17,6 +18,7 @@ import (
 // socket are on this machine and are not told apart, nor limited.
 type limits struct {
 	rate float64 // flows a second; 0 is no bound
+	all  *semaphore.Weighted
 
 	mu    sync.Mutex
 	known map[string]*limit
@@ -27,6 +29,7 @@ type limit struct {
 	key     string
 	streams int
 	flows   *limiter.Limiter
+	room    room
 }
 
 const (
@@ -38,7 +41,7 @@ const (
 )
 
 func newLimits(flowsPerSecond float64) *limits {
-	return &limits{rate: flowsPerSecond, known: make(map[string]*limit)}
+	return &limits{rate: flowsPerSecond, all: semaphore.NewWeighted(allBytes), known: make(map[string]*limit)}
 }
 
 // enter counts a stream in; leave counts it out again.
@@ -48,10 +51,10 @@ func (l *limits) enter(ctx context.Context) (one *limit, leave func(), err error
 	defer l.mu.Unlock()
 	one = l.known[key]
 	if key == "" {
-		return &limit{flows: limiter.NewLimiter(limiter.Inf, 0)}, func() {}, nil
+		return &limit{flows: limiter.NewLimiter(limiter.Inf, 0), room: l.room()}, func() {}, nil
 	}
 	if one == nil {
-		one = &limit{key: key, flows: limiter.NewLimiter(limiter.Inf, 0)}
+		one = &limit{key: key, flows: limiter.NewLimiter(limiter.Inf, 0), room: l.room()}
 		if l.rate > 0 {
 			one.flows = limiter.NewLimiter(limiter.Limit(l.rate), int(burst*l.rate))
 		}
@@ -63,6 +66,8 @@ func (l *limits) enter(ctx context.Context) (one *limit, leave func(), err error
 	one.streams++
 	return one, func() { l.leave(one) }, nil
 }
+
+func (l *limits) room() room { return room{semaphore.NewWeighted(agentBytes), l.all} }
 
 func (l *limits) leave(one *limit) {
 	l.mu.Lock()

@@ -201,7 +201,7 @@ func seconds(t time.Time) float64 {
 // subject is what the collector tells of itself over HTTP.
 func (m *metrics) subject() monitor.Subject {
 	registry := monitor.NewRegistry("flowaudit-collector", m.Version)
-	registry.MustRegister(m, m.measures.lag, m.measures.append)
+	registry.MustRegister(m, newAlertMetrics(m.alerting), m.measures.lag, m.measures.append)
 	return monitor.Subject{Metrics: registry, Ready: []monitor.Check{
 		{Name: "cluster", Fault: m.unsynced},
 		{Name: "store", Fault: func() error {

@@ -130,7 +130,7 @@ func TestMetricsOfACollector(t *testing.T) {
 			}
 			return nil
 		}}
-		c := serve(t, s)
+		c := serveWith(t, s, Options{Alerts: AlertOptions{Alertmanagers: []string{"http://127.0.0.1:1"}}})
 		defer c.close(t)
 		b := batchOf(1, denied(3)...)
 		b.End = b.Start.Add(10 * time.Second)
@@ -160,6 +160,9 @@ func TestMetricsOfACollector(t *testing.T) {
 			flowaudit_store_flows 3
 			flowaudit_store_bytes 7
 			flowaudit_collector_cluster_synced 1
+			flowaudit_alerts_firing{rule="first-denied",severity="warning"} 0
+			flowaudit_alerts_leader 1
+			flowaudit_alerts_config_problems 0
 			flowaudit_collector_waiting_batches_limit 64`, float64(time.Now().UnixNano())/1e9))
 		monitortest.Lint(t, r)
 		monitortest.Document(t, r, "../docs/metrics.md", "collector", *update)

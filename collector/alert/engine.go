@@ -63,7 +63,7 @@ type report struct {
 
 // Stats counts for metrics.
 type Stats struct {
-	Firing  map[RuleSeverity]int
+	Firing  map[RuleSeverity]int // 0 of a rule of which no alert fires
 	Pending int
 	Fired   uint64 // since the start
 	// Overflow counts events of groups that a rule had no room for.

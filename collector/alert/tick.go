@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"text/template"
 	"time"
@@ -209,7 +210,15 @@ func DecodeRecord(text []byte) (Record, error) {
 }
 
 // Stats counts alerts as of the last Tick.
-func (e *Engine) Stats() Stats { return e.counts }
+func (e *Engine) Stats() Stats {
+	s := e.counts
+	s.Firing = make(map[RuleSeverity]int, len(e.rules))
+	for _, r := range e.rules {
+		s.Firing[RuleSeverity{r.Name, r.Severity}] = 0
+	}
+	maps.Copy(s.Firing, e.counts.Firing)
+	return s
+}
 
 // Alerts gives the alerts that fire or are pending.
 func (e *Engine) Alerts() []Alert {

@@ -34,6 +34,7 @@ func run() int {
 	flag.StringVar(&r.out, "out", "../bin/images", "`directory` to write to")
 	flag.StringVar(&r.version, "version", "devel", "version, which becomes the images' tag")
 	flag.StringVar(&r.repository, "repository", "ghcr.io/flowaudit", "`prefix` of the images' names")
+	flag.StringVar(&r.architectures, "architectures", "amd64,arm64", "of the agent's image, comma-separated; the collector's is this machine's")
 	flag.Parse()
 	var err error
 	switch {
@@ -59,13 +60,14 @@ func run() int {
 type release struct {
 	root, out           string
 	version, repository string
+	architectures       string
 }
 
 // images makes the images of the agent and the collector.
 func (r *release) images(ctx context.Context) error {
 	var agent image
 	agent.name = r.repository + "/flowaudit-agent:" + tag(r.version)
-	for _, arch := range []string{"amd64", "arm64"} {
+	for arch := range strings.SplitSeq(r.architectures, ",") {
 		program, err := r.build(ctx, "flowaudit-agent", arch, false)
 		if err != nil {
 			return err

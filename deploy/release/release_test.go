@@ -25,7 +25,7 @@ func made(t *testing.T) (once, again string) {
 	t.Helper()
 	dirs := []string{t.TempDir(), t.TempDir()}
 	for _, dir := range dirs {
-		r := release{root: "../..", out: dir, version: "v1.2.3", repository: "example.org/flowaudit"}
+		r := release{root: "../..", out: dir, version: "v1.2.3", repository: "example.org/flowaudit", architectures: "amd64,arm64"}
 		if err := r.images(t.Context()); err != nil {
 			t.Fatal(err)
 		}

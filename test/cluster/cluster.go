@@ -121,6 +121,9 @@ func (c *Cluster) start(ctx context.Context, etcd, binaries string) error {
 	if err := c.plane.startControllers(); err != nil {
 		return err
 	}
+	if c.plane.names, err = serveNames(c.plane); err != nil {
+		return err
+	}
 	for _, n := range c.Nodes {
 		if err := errors.Join(n.register(ctx, c.plane), n.startProxy(c.plane, c.options.ProxyMode)); err != nil {
 			return err

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,8 +21,8 @@ type kit struct {
 	archives   []string
 }
 
-func newKit(ctx context.Context, c *Cluster, images []image.Image) (*kit, error) {
-	k := &kit{box: filepath.Join(c.Dir, "box")}
+func newKit(ctx context.Context, c *Cluster, archives []string) (*kit, error) {
+	k := &kit{box: filepath.Join(c.Dir, "box"), archives: archives}
 	for path, program := range map[*string][2]string{
 		&k.containerd: {"containerd", "usr/bin/containerd"},
 		&k.runc:       {"runc", "usr/sbin/runc"},
@@ -39,7 +40,7 @@ func newKit(ctx context.Context, c *Cluster, images []image.Image) (*kit, error)
 		return nil, err
 	}
 	agnhost := filepath.Join(c.Dir, "agnhost")
-	if err := os.Link(k.box, agnhost); err != nil {
+	if err := os.Link(k.box, agnhost); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("make the image %s: %w", AgnhostImage, err)
 	}
 	own := []image.Image{
@@ -47,7 +48,7 @@ func newKit(ctx context.Context, c *Cluster, images []image.Image) (*kit, error)
 		{Name: BoxImage, Program: k.box},
 		{Name: AgnhostImage, Program: agnhost},
 	}
-	for i, img := range append(own, images...) {
+	for i, img := range own {
 		archive := filepath.Join(c.Dir, fmt.Sprintf("image-%d.tar", i))
 		if err := img.Archive(archive); err != nil {
 			return nil, err
@@ -93,7 +94,7 @@ cgroupDriver: cgroupfs
 failCgroupV1: false
 failSwapOn: false
 resolvConf: ""
-clusterDNS: [10.96.0.10]
+clusterDNS: [%s]
 clusterDomain: cluster.local
 maxOpenFiles: 20000
 oomScoreAdj: 0
@@ -115,7 +116,7 @@ func (n *Node) configure(p *plane, k *kit, kubeconfig string) error {
 	for name, text := range map[string]string{
 		"containerd.toml":            fmt.Sprintf(containerdConfig, pauseImage, k.plugins, k.runc),
 		"network/flowaudit.conflist": fmt.Sprintf(networkConfig, cidrs[0], cidrs[1]),
-		"kubelet.yaml":               fmt.Sprintf(kubeletConfig, p.authority.path(caFile), n.StaticPods()),
+		"kubelet.yaml":               fmt.Sprintf(kubeletConfig, p.authority.path(caFile), apiAddr, n.StaticPods()),
 		"static/.keep":               "",
 	} {
 		path := filepath.Join(m.dir, name)

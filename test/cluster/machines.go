@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/flowaudit/flowaudit/test/cluster/image"
 	"github.com/flowaudit/flowaudit/test/cluster/machine"
 	"github.com/flowaudit/flowaudit/test/cluster/process"
 )
@@ -38,9 +37,10 @@ type realMachine struct {
 }
 
 // AddMachines adds nodes with a real kubelet, containerd and runc, which run
-// pods' containers from these images and BoxImage. They are removed with the cluster.
-func (c *Cluster) AddMachines(ctx context.Context, n int, images ...image.Image) ([]*Node, error) {
-	kit, err := newKit(ctx, c, images)
+// pods' containers from the images of these OCI archives and BoxImage. They are
+// removed with the cluster.
+func (c *Cluster) AddMachines(ctx context.Context, n int, archives ...string) ([]*Node, error) {
+	kit, err := newKit(ctx, c, archives)
 	if err != nil {
 		return nil, err
 	}
@@ -85,6 +85,10 @@ func (c *Cluster) addMachine(ctx context.Context, kit *kit) error {
 		}
 	}
 	if _, err := node.create(ctx, c.plane); err != nil {
+		return err
+	}
+	// A Service's address is translated after a route to it was found. Most nodes have a default one.
+	if err := node.Batch("route add "+serviceNetwork+" via "+apiAddr, "route add "+serviceNetwork6+" via "+apiAddr6); err != nil {
 		return err
 	}
 	kubeconfig, err := c.plane.authority.user("kubelet-"+node.Name, pkix.Name{CommonName: "system:node:" + node.Name, Organization: []string{"system:nodes"}})

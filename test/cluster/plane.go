@@ -23,15 +23,17 @@ import (
 
 // The networks exist in this cluster's namespaces only.
 const (
-	nodeNetwork  = "10.99.0.0/24"
-	nodeNetwork6 = "fd99::/64"
-	apiAddr      = "10.99.0.1"
-	apiAddr6     = "fd99::1"
-	apiURL       = "https://" + apiAddr + ":6443"
-	apiService   = "10.96.0.1"
-	serviceCIDRs = "10.96.0.0/16,fd00:96::/112"
-	podCIDRs     = "10.244.0.0/16,fd00:244::/32"
-	etcdURL      = "http://127.0.0.1:2379"
+	nodeNetwork     = "10.99.0.0/24"
+	nodeNetwork6    = "fd99::/64"
+	apiAddr         = "10.99.0.1"
+	apiAddr6        = "fd99::1"
+	apiURL          = "https://" + apiAddr + ":6443"
+	apiService      = "10.96.0.1"
+	serviceNetwork  = "10.96.0.0/16"
+	serviceNetwork6 = "fd00:96::/112"
+	serviceCIDRs    = serviceNetwork + "," + serviceNetwork6
+	podCIDRs        = "10.244.0.0/16,fd00:244::/32"
+	etcdURL         = "http://127.0.0.1:2379"
 )
 
 // plane is the control plane: etcd, API server and controllers in a network
@@ -47,6 +49,7 @@ type plane struct {
 	client    *kubernetes.Clientset
 
 	processes map[string]*process.Process
+	names     *nameServer
 	runs      int // of the API server
 }
 
@@ -181,6 +184,7 @@ var controllers = []string{
 	"serviceaccount-controller", "serviceaccount-token-controller", "root-ca-certificate-publisher-controller", "namespace-controller",
 	"endpointslice-controller", "endpointslice-mirroring-controller", "deployment-controller", "replicaset-controller",
 	"statefulset-controller", "daemonset-controller", "job-controller", "cronjob-controller", "garbage-collector-controller",
+	"persistentvolume-binder-controller",
 }
 
 func (p *plane) startControllers() error {
@@ -211,6 +215,9 @@ func (p *plane) run(name, program string, args ...string) error {
 // Close stops the daemons, etcd last, and removes the namespace.
 func (p *plane) Close() error {
 	var errs []error
+	if p.names != nil {
+		errs = append(errs, p.names.close())
+	}
 	for _, name := range []string{"kube-controller-manager", "kube-apiserver", "etcd"} {
 		if daemon := p.processes[name]; daemon != nil {
 			errs = append(errs, daemon.Kill()) // nothing is kept, so nothing has to be put in order

@@ -49,7 +49,7 @@ func (s *scheduler) choose(pod *corev1.Pod) *Node {
 	var fit []*Node
 	for _, n := range s.nodes {
 		asked := n.machine == nil || len(pod.Spec.NodeSelector) > 0 // a machine has few images
-		if asked && labels.SelectorFromSet(pod.Spec.NodeSelector).Matches(n.labels()) && named(pod.Spec.Affinity, n.Name) {
+		if asked && (daemon(pod) || labels.SelectorFromSet(pod.Spec.NodeSelector).Matches(n.labels())) && named(pod.Spec.Affinity, n.Name) {
 			fit = append(fit, n)
 		}
 	}
@@ -58,6 +58,13 @@ func (s *scheduler) choose(pod *corev1.Pod) *Node {
 	}
 	s.turn++
 	return fit[s.turn%len(fit)]
+}
+
+// daemon tells whether a pod is a DaemonSet's: its controller has looked at the
+// node's labels, which may be others than a node begins with.
+func daemon(pod *corev1.Pod) bool {
+	owner := metav1.GetControllerOf(pod)
+	return owner != nil && owner.Kind == "DaemonSet"
 }
 
 // named tells whether a required affinity by node name, as the DaemonSet

@@ -204,9 +204,9 @@ func (s *Store) appendRest(sl *slice, batches []*flow.Batch) error {
 
 func (d *dictionary) endpointRows() [][]driver.Value {
 	var rows [][]driver.Value
-	for i, k := range d.endpoints.values[d.writtenEndpoints:] {
+	for i, k := range d.endpoints.values {
 		rows = append(rows, []driver.Value{
-			uint32(d.writtenEndpoints + i), columns.AddrBytes(k.addr), k.addr.String(), uint8(k.kind), k.namespace, k.pod, k.workloadKind, k.workload, k.node,
+			uint32(d.endpoints.first + i), columns.AddrBytes(k.addr), k.addr.String(), uint8(k.kind), k.namespace, k.pod, k.workloadKind, k.workload, k.node,
 			k.identity, k.labels, k.candidates,
 		})
 	}
@@ -215,10 +215,10 @@ func (d *dictionary) endpointRows() [][]driver.Value {
 
 func (d *dictionary) keyRows() [][]driver.Value {
 	var rows [][]driver.Value
-	for i, k := range d.keys.values[d.writtenKeys:] {
+	for i, k := range d.keys.values {
 		o, service := d.origins.values[k.origin], d.services.values[k.service]
 		rows = append(rows, []driver.Value{
-			uint32(d.writtenKeys + i), o.cluster, o.node, uint8(k.protocol), k.src, k.dst, k.port, uint8(k.verdict), uint8(k.direction), uint8(k.reason),
+			uint32(d.keys.first + i), o.cluster, o.node, uint8(k.protocol), k.src, k.dst, k.port, uint8(k.verdict), uint8(k.direction), uint8(k.reason),
 			uint8(k.expected), uint8(k.assessment), uint8(k.caveat), uint8(k.sources), columns.AddrBytes(d.translated.values[k.translated]), columns.AddrBytes(service.Addr), addrText(service.Addr), service.Port,
 			service.Namespace, service.Name, d.policies.values[k.policies], columns.PolicyNames(columns.PoliciesOf(d.policies.values[k.policies])), d.keyPairs[i].number, d.keyPairs[i].id,
 		})

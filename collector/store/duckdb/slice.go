@@ -66,11 +66,6 @@ type endpointKey struct {
 	candidates                                           string // joined by commas
 }
 
-// names is what of an endpoint its pair may need.
-func (k *endpointKey) names() *flow.Endpoint {
-	return &flow.Endpoint{Kind: k.kind, Namespace: k.namespace, Pod: k.pod, Workload: flow.Workload{Kind: k.workloadKind, Name: k.workload}, Node: k.node}
-}
-
 // flowKey tells entries of the key dictionary apart. What has a name or an
 // address is a number here, so that looking a flow up is one hash of 40 bytes.
 type flowKey struct {
@@ -96,7 +91,8 @@ type origin struct{ cluster, node string }
 // interned numbers values in the order they come; 0 is the zero value.
 type interned[T comparable] struct {
 	ids    map[T]uint32
-	values []T
+	values []T // from number first on
+	first  int
 }
 
 func newInterned[T comparable]() interned[T] {
@@ -108,11 +104,17 @@ func newInterned[T comparable]() interned[T] {
 func (n *interned[T]) id(v T) (id uint32, fresh bool) {
 	id, ok := n.ids[v]
 	if !ok {
-		id = uint32(len(n.values))
+		id = uint32(n.first + len(n.values))
 		n.ids[v] = id
 		n.values = append(n.values, v)
 	}
 	return id, !ok
+}
+
+// forget keeps the numbers of all values so far, and not which value a number has.
+func (n *interned[T]) forget() {
+	n.first += len(n.values)
+	n.values = nil
 }
 
 // dictionary numbers what repeats. What is new since the last commit waits to
@@ -120,16 +122,15 @@ func (n *interned[T]) id(v T) (id uint32, fresh bool) {
 type dictionary struct {
 	endpoints interned[endpointKey]
 	keys      interned[flowKey]
-	pairs     interned[flow.Pair]
+	pairs     map[uint64]uint32 // by what all slices know them by: a tenth of the pair itself
+	lastPair  uint32
 	// These number parts of a key, and are not stored by themselves.
 	origins    interned[origin]
 	services   interned[flow.Service]
 	translated interned[netip.Addr]
 	policies   interned[string]
 
-	keyPairs         []keyPair // of each key since the last commit
-	writtenEndpoints int
-	writtenKeys      int
+	keyPairs []keyPair // of each key since the last commit
 }
 
 // keyPair is the pair of a key: its number in the slice, and what all slices
@@ -140,18 +141,19 @@ type keyPair struct {
 }
 
 func newDictionary() *dictionary {
-	return &dictionary{
-		endpoints: newInterned[endpointKey](), keys: newInterned[flowKey](), pairs: newInterned[flow.Pair](),
+	d := &dictionary{
+		endpoints: newInterned[endpointKey](), keys: newInterned[flowKey](), pairs: make(map[uint64]uint32),
 		origins: newInterned[origin](), services: newInterned[flow.Service](), translated: newInterned[netip.Addr](), policies: newInterned[string](),
-		writtenEndpoints: 1, writtenKeys: 1,
 	}
+	d.written() // the zero values are in no table
+	return d
 }
 
 // maxKeys bounds the memory of the open slice's dictionaries: a scan from
 // millions of addresses begins a new slice instead.
 const maxKeys = 2_000_000
 
-func (d *dictionary) full() bool { return len(d.keys.values) >= maxKeys }
+func (d *dictionary) full() bool { return len(d.keys.ids) >= maxKeys }
 
 func (d *dictionary) endpoint(addr netip.Addr, e *flow.Endpoint) uint32 {
 	k := endpointKey{addr: addr}
@@ -167,15 +169,23 @@ func (d *dictionary) endpoint(addr netip.Addr, e *flow.Endpoint) uint32 {
 func (d *dictionary) key(k flowKey, f *flow.Flow) uint32 {
 	id, fresh := d.keys.id(k)
 	if fresh {
-		pair, _ := d.pairs.id(f.Pair())
-		d.keyPairs = append(d.keyPairs, keyPair{pair, columns.PairID(f)})
+		pair := columns.PairID(f)
+		number, known := d.pairs[pair]
+		if !known {
+			d.lastPair++
+			number = d.lastPair
+			d.pairs[pair] = number
+		}
+		d.keyPairs = append(d.keyPairs, keyPair{number, pair})
 	}
 	return id
 }
 
 // written says that everything is durable.
 func (d *dictionary) written() {
-	d.writtenEndpoints, d.writtenKeys, d.keyPairs = len(d.endpoints.values), len(d.keys.values), nil
+	d.endpoints.forget()
+	d.keys.forget()
+	d.keyPairs = nil
 }
 
 // load reads what the slice holds.
@@ -231,7 +241,7 @@ func (d *dictionary) loadEndpoints(ctx context.Context, db *sql.DB, s *slice) er
 
 func (d *dictionary) loadKeys(ctx context.Context, db *sql.DB, s *slice) error {
 	rows, err := db.QueryContext(ctx, fmt.Sprintf(`SELECT cluster, node, protocol, src, dst, port, verdict, direction, reason, expected,
-		assessment, caveat, sources, translated, service_addr, service_port, service_namespace, service, policies FROM %s.key ORDER BY id`, s.name))
+		assessment, caveat, sources, translated, service_addr, service_port, service_namespace, service, policies, pair, pair_id FROM %s.key ORDER BY id`, s.name))
 	if err != nil {
 		return err
 	}
@@ -242,21 +252,19 @@ func (d *dictionary) loadKeys(ctx context.Context, db *sql.DB, s *slice) error {
 		var service flow.Service
 		var policies string
 		var k flowKey
+		var pair keyPair
 		if err := rows.Scan(&o.cluster, &o.node, &k.protocol, &k.src, &k.dst, &k.port, &k.verdict, &k.direction, &k.reason, &k.expected,
-			&k.assessment, &k.caveat, &k.sources, &translated, &serviceAddr, &service.Port, &service.Namespace, &service.Name, &policies); err != nil {
+			&k.assessment, &k.caveat, &k.sources, &translated, &serviceAddr, &service.Port, &service.Namespace, &service.Name, &policies, &pair.number, &pair.id); err != nil {
 			return err
 		}
 		service.Addr = columns.AddrOf(serviceAddr)
-		src, dst := &d.endpoints.values[k.src], &d.endpoints.values[k.dst]
-		f := flow.Flow{
-			Key:     flow.Key{Protocol: k.protocol, Src: src.addr, Dst: dst.addr, Port: k.port, Direction: k.direction},
-			Cluster: o.cluster, Node: o.node, Source: src.names(), Destination: dst.names(), TranslatedSrc: columns.AddrOf(translated),
-		}
 		k.origin, _ = d.origins.id(o)
 		k.service, _ = d.services.id(service)
-		k.translated, _ = d.translated.id(f.TranslatedSrc)
+		k.translated, _ = d.translated.id(columns.AddrOf(translated))
 		k.policies, _ = d.policies.id(policies)
-		d.key(k, &f)
+		d.keys.id(k)
+		d.pairs[pair.id] = pair.number
+		d.lastPair = max(d.lastPair, pair.number)
 	}
 	return rows.Err()
 }
