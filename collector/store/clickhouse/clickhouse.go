@@ -102,7 +102,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("open ClickHouse at %s: %w", strings.Join(options.Addr, ","), err)
 	}
 	if err := s.migrate(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("open ClickHouse at %s: %w", strings.Join(options.Addr, ","), err), s.conn.Close())
+		return nil, errors.Join(fmt.Errorf("open ClickHouse at %s: %w", strings.Join(options.Addr, ","), explain(err, options.TLS != nil)), s.conn.Close())
 	}
 	s.watchReplicas()
 	return s, nil
