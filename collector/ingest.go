@@ -188,7 +188,7 @@ func (r *report) store(ctx context.Context, m *received) (submitted bool, err er
 	}
 	var named naming
 	if batch.Key.Cluster == r.cluster { // another cluster may use the same addresses
-		n, err := r.name(ctx, &batch)
+		n, err := r.name(ctx, &batch, m.place)
 		if err != nil {
 			return false, err
 		}
@@ -234,7 +234,7 @@ const (
 
 // name names a batch's flows. Where news of who had an address may still come,
 // it waits for them a while: the batch is neither stored nor acknowledged before.
-func (r *report) name(ctx context.Context, b *flow.Batch) (*naming, error) {
+func (r *report) name(ctx context.Context, b *flow.Batch, at *place) (*naming, error) {
 	n := newNaming(r.index, b.Node, b.Flows)
 	n.ahead = r.skew() - b.Agent.Skew
 	n.name(b.Flows)
@@ -243,10 +243,16 @@ func (r *report) name(ctx context.Context, b *flow.Batch) (*naming, error) {
 		if wait <= 0 {
 			break
 		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		err := at.aside(ctx, func() error {
+			select {
+			case <-time.After(wait):
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
 	return n, nil
