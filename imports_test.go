@@ -86,6 +86,7 @@ agent/conntrack: flow agent/nlmsg agent/nftable
 agent/tap: flow agent/nlmsg agent/nftable agent/nflog agent/conntrack
 agent: flow kube monitor agent/spool agent/calico agent/felix agent/follow agent/hubble agent/kmsg agent/policylog proto/dial proto/zstd proto/flowaudit/v1 agent/nflog agent/conntrack agent/tap agent/ipvs agent/route
 collector/identity: flow
+collector/access: flow
 collector/alert: flow
 collector/alert/notify: flow collector/alert
 collector/rest:
@@ -96,9 +97,9 @@ collector/store/storetest: flow queries collector/store
 collector/store/duckdb: flow queries collector/store collector/store/columns
 collector/store/clickhouse: flow queries collector/store collector/store/columns
 collector/advice: flow kube policy/history policy/replay policy/suggest policy/unused proto/flowaudit/v1 collector/store
-collector: flow kube monitor policy policy/other queries proto/flowaudit/v1 collector/advice collector/alert collector/alert/notify collector/identity collector/rest collector/store
+collector: flow kube monitor policy policy/other queries proto/flowaudit/v1 collector/access collector/advice collector/alert collector/alert/notify collector/identity collector/rest collector/store
 cmd/flowaudit-agent: flow agent agent/nflog proto/zstd proto/flowaudit/v1
-cmd/flowaudit-collector: collector collector/store collector/store/archive collector/store/clickhouse collector/store/duckdb proto/zstd proto/flowaudit/v1
+cmd/flowaudit-collector: collector collector/access collector/store collector/store/archive collector/store/clickhouse collector/store/duckdb proto/zstd proto/flowaudit/v1
 cmd/flowaudit: flow agent collector/alert kube policy policy/history policy/lint policy/other policy/replay policy/suggest policy/unused probe queries proto/dial proto/zstd proto/flowaudit/v1
 test/netlab:
 test/netlab/traffic:

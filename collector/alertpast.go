@@ -30,7 +30,7 @@ func (a *alerting) learn(ctx context.Context) error {
 	}
 	oldest := now
 	var edges []*flow.Edge
-	err = a.store.Edges(ctx, store.EdgesRequest{Until: now}, func(e *flow.Edge) bool {
+	err = a.store.Edges(ctx, store.EdgesRequest{Sight: flow.SeeAll(), Until: now}, func(e *flow.Edge) bool {
 		if e.First.Before(oldest) {
 			oldest = e.First
 		}
@@ -40,12 +40,12 @@ func (a *alerting) learn(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read edges: %w", err)
 	}
-	coverage, err := a.store.Coverage(ctx, oldest, now)
+	coverage, err := a.store.Coverage(ctx, flow.SeeAll(), oldest, now)
 	if err != nil {
 		return fmt.Errorf("read coverage: %w", err)
 	}
 	var changes []flow.Change
-	err = a.store.Timeline(ctx, now.Add(-recentChanges), now, func(c flow.Change) bool {
+	err = a.store.Timeline(ctx, flow.SeeAll(), now.Add(-recentChanges), now, func(c flow.Change) bool {
 		if c.Time.After(now.Add(-recentChanges)) {
 			changes = append(changes, c)
 		}

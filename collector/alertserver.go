@@ -1,8 +1,11 @@
 package collector
 
 import (
+	"cmp"
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"slices"
@@ -12,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flowaudit/flowaudit/collector/access"
 	"github.com/flowaudit/flowaudit/collector/alert"
 	"github.com/flowaudit/flowaudit/collector/store"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
@@ -23,7 +27,23 @@ type alertServer struct {
 	flowauditv1.UnimplementedAlertsServer
 	alerting *alerting
 	judge    *judge
+	blind    func(id string) string // an ID for who must not know what the real one is made of
 }
+
+// newBlindness makes IDs that nobody can compute who does not know this
+// process' secret.
+func newBlindness() func(id string) string {
+	secret := make([]byte, sha256.Size)
+	_, _ = rand.Read(secret) // never fails
+	return func(id string) string {
+		h := hmac.New(sha256.New, secret)
+		h.Write([]byte(id))
+		return hex.EncodeToString(h.Sum(nil)[:8])
+	}
+}
+
+// found is an alert as it shows to the caller, and as it is.
+type found struct{ shown, whole alert.Alert }
 
 // ListAlerts implements the Alerts service.
 func (s *alertServer) ListAlerts(ctx context.Context, req *flowauditv1.ListAlertsRequest) (*flowauditv1.ListAlertsResponse, error) {
@@ -31,46 +51,54 @@ func (s *alertServer) ListAlerts(ctx context.Context, req *flowauditv1.ListAlert
 	if err != nil {
 		return nil, err
 	}
-	found, err := s.find(ctx, func(a *alert.Alert) bool {
+	all, err := s.find(ctx, func(a *alert.Alert) bool {
 		recent := a.State == alert.Firing || req.GetSince() != 0 && a.Started.UnixMilli() >= req.GetSince() || req.GetId() != ""
 		return recent && strings.HasPrefix(a.ID, req.GetId()) && alert.MatchAll(matchers, a.Labels)
 	})
 	if err != nil {
 		return nil, err
 	}
-	out := &flowauditv1.ListAlertsResponse{Problems: s.alerting.problems()}
-	for i := range found {
-		out.Alerts = append(out.Alerts, alertMessage(&found[i]))
+	out := &flowauditv1.ListAlertsResponse{}
+	if access.SightOf(ctx).All() { // they name what is in the configuration
+		out.Problems = s.alerting.problems()
+	}
+	for i := range all {
+		out.Alerts = append(out.Alerts, alertMessage(&all[i].shown))
 	}
 	return out, nil
 }
 
-// find gives the alerts that are kept and wanted, the newest first.
-func (s *alertServer) find(ctx context.Context, want func(*alert.Alert) bool) ([]alert.Alert, error) {
+// find gives the alerts that are kept, that show, and are wanted as they show,
+// the newest first.
+func (s *alertServer) find(ctx context.Context, want func(*alert.Alert) bool) ([]found, error) {
 	s.alerting.save(ctx) // what has just fired is asked for first
 	now := time.Now()
-	var out []alert.Alert
-	err := s.alerting.store.Documents(ctx, alertKind, time.Time{}, func(d store.Document) bool {
-		if r, err := alert.DecodeRecord(d.Body); err == nil && want(&r.Alert) {
-			out = append(out, r.Alert)
+	sight := access.SightOf(ctx)
+	var out []found
+	acks, err := s.acknowledged(ctx, now)
+	if err != nil {
+		return nil, err
+	}
+	err = s.alerting.store.Documents(ctx, alertKind, time.Time{}, func(d store.Document) bool {
+		r, err := alert.DecodeRecord(d.Body)
+		if err != nil {
+			return true
+		}
+		r.Acknowledged = nil
+		if ack, known := acks[r.ID]; known {
+			r.Acknowledged = &ack
+		}
+		if shown, ok := r.Seen(sight, s.blind); ok && want(&shown) {
+			out = append(out, found{shown, r.Alert})
 		}
 		return true
 	})
 	if err != nil {
 		return nil, storeError("read alerts", err)
 	}
-	acks, err := s.acknowledged(ctx, now)
-	if err != nil {
-		return nil, err
-	}
-	for i := range out {
-		if ack, known := acks[out[i].ID]; known {
-			out[i].Acknowledged = &ack
-		} else {
-			out[i].Acknowledged = nil
-		}
-	}
-	slices.SortStableFunc(out, func(a, b alert.Alert) int { return b.Started.Compare(a.Started) })
+	slices.SortStableFunc(out, func(a, b found) int {
+		return cmp.Or(b.shown.Started.Compare(a.shown.Started), cmp.Compare(a.shown.ID, b.shown.ID))
+	})
 	return out, nil
 }
 
@@ -95,20 +123,20 @@ func parseMatchers(texts []string) ([]alert.Matcher, error) {
 }
 
 // one finds the alert that an ID, or the beginning of one, names.
-func (s *alertServer) one(ctx context.Context, id string) (alert.Alert, error) {
+func (s *alertServer) one(ctx context.Context, id string) (found, error) {
 	if id == "" {
-		return alert.Alert{}, status.Error(codes.InvalidArgument, "which alert? flowaudit alerts list shows their IDs")
+		return found{}, status.Error(codes.InvalidArgument, "which alert? flowaudit alerts list shows their IDs")
 	}
-	found, err := s.find(ctx, func(a *alert.Alert) bool { return strings.HasPrefix(a.ID, id) })
+	all, err := s.find(ctx, func(a *alert.Alert) bool { return strings.HasPrefix(a.ID, id) })
 	switch {
 	case err != nil:
-		return alert.Alert{}, err
-	case len(found) == 0:
-		return alert.Alert{}, status.Errorf(codes.NotFound, "there is no alert %s", id)
-	case len(found) > 1:
-		return alert.Alert{}, status.Errorf(codes.InvalidArgument, "%d alerts begin with %s: give more of the ID", len(found), id)
+		return found{}, err
+	case len(all) == 0:
+		return found{}, status.Errorf(codes.NotFound, "there is no alert %s", id)
+	case len(all) > 1:
+		return found{}, status.Errorf(codes.InvalidArgument, "%d alerts begin with %s: give more of the ID", len(all), id)
 	}
-	return found[0], nil
+	return all[0], nil
 }
 
 // defaultAck is how long an acknowledgment holds.
@@ -116,12 +144,16 @@ const defaultAck = 24 * time.Hour
 
 // Acknowledge implements the Alerts service.
 func (s *alertServer) Acknowledge(ctx context.Context, req *flowauditv1.AcknowledgeRequest) (*flowauditv1.AcknowledgeResponse, error) {
-	a, err := s.one(ctx, req.GetId())
+	of, err := s.one(ctx, req.GetId())
 	if err != nil {
 		return nil, err
 	}
+	a := of.whole
+	if err := access.MayWrite(ctx, concerned(&a)...); err != nil {
+		return nil, err
+	}
 	now := time.Now()
-	ack := alert.Acknowledgment{By: req.GetBy(), Comment: req.GetComment(), At: now, Until: now.Add(defaultAck)}
+	ack := alert.Acknowledgment{By: whoSays(ctx, req.GetBy()), Comment: req.GetComment(), At: now, Until: now.Add(defaultAck)}
 	if req.GetUntil() != 0 {
 		ack.Until = time.UnixMilli(req.GetUntil())
 	}
@@ -131,7 +163,31 @@ func (s *alertServer) Acknowledge(ctx context.Context, req *flowauditv1.Acknowle
 	if a.Acknowledged = &ack; !ack.Until.After(now) {
 		a.Acknowledged = nil
 	}
-	return &flowauditv1.AcknowledgeResponse{Alert: alertMessage(&a)}, nil
+	shown, _ := a.Seen(access.SightOf(ctx), s.blind) // it showed above
+	return &flowauditv1.AcknowledgeResponse{Alert: alertMessage(&shown)}, nil
+}
+
+// concerned are the namespaces of whoever an alert is about; none where it is
+// about more than its two ends.
+func concerned(a *alert.Alert) []string {
+	if a.From == nil || a.To == nil {
+		return nil
+	}
+	var out []string
+	for _, e := range []*alert.End{a.From, a.To} {
+		if e.Namespace != "" {
+			out = append(out, e.Namespace)
+		}
+	}
+	return out
+}
+
+// whoSays is the reader's name where it is proven, else the one that is given.
+func whoSays(ctx context.Context, given string) string {
+	if r, ok := access.ReaderOf(ctx); ok {
+		return r.Name
+	}
+	return given
 }
 
 // put keeps what somebody says, and lets the engine know.
@@ -153,7 +209,7 @@ func (s *alertServer) put(ctx context.Context, kind, id string, now time.Time, v
 func (s *alertServer) Silence(ctx context.Context, req *flowauditv1.SilenceRequest) (*flowauditv1.SilenceResponse, error) {
 	now := time.Now()
 	m := req.GetSilence()
-	silence := alert.Silence{ID: m.GetId(), Starts: time.UnixMilli(m.GetStarts()), Ends: time.UnixMilli(m.GetEnds()), By: m.GetBy(), Comment: m.GetComment()}
+	silence := alert.Silence{ID: m.GetId(), Starts: time.UnixMilli(m.GetStarts()), Ends: time.UnixMilli(m.GetEnds()), By: whoSays(ctx, m.GetBy()), Comment: m.GetComment()}
 	if m.GetStarts() == 0 {
 		silence.Starts = now
 	}

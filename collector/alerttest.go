@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flowaudit/flowaudit/collector/access"
 	"github.com/flowaudit/flowaudit/collector/alert"
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
@@ -37,7 +38,7 @@ func (s *alertServer) TestRules(ctx context.Context, req *flowauditv1.TestRulesR
 	if req.GetRules() != "" {
 		config = alert.Parse([]byte(req.GetRules()))
 	}
-	coverage, err := s.alerting.store.Coverage(ctx, since, until)
+	coverage, err := s.alerting.store.Coverage(ctx, access.SightOf(ctx), since, until)
 	if err != nil {
 		return nil, storeError("read coverage", err)
 	}
@@ -88,7 +89,7 @@ func newRehearsal(ctx context.Context, s store.Store, j *judge, c *alert.Config,
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	var told []flow.Change
-	err = s.Timeline(ctx, since, until, func(c flow.Change) bool {
+	err = s.Timeline(ctx, access.SightOf(ctx), since, until, func(c flow.Change) bool {
 		if c.Kind == flow.ChangePolicy || c.Kind == flow.ChangeNamespace {
 			told = append(told, c)
 		}
@@ -128,7 +129,7 @@ func watchedShare(c flow.Coverage) float64 {
 func (r *rehearsal) gather(ctx context.Context, s store.Store, cluster string) error {
 	other := func(e *flow.Edge) bool { return cluster != "" && e.Cluster != cluster }
 	if !r.since.IsZero() {
-		err := s.Edges(ctx, store.EdgesRequest{Until: r.since.Add(-flow.EdgeHour)}, func(e *flow.Edge) bool {
+		err := s.Edges(ctx, store.EdgesRequest{Sight: access.SightOf(ctx), Until: r.since.Add(-flow.EdgeHour)}, func(e *flow.Edge) bool {
 			if !other(e) {
 				r.trial.Learn(e)
 			}
@@ -138,7 +139,7 @@ func (r *rehearsal) gather(ctx context.Context, s store.Store, cluster string) e
 			return storeError("read edges from before", err)
 		}
 	}
-	request := store.EdgesRequest{Since: r.since, Until: r.until}
+	request := store.EdgesRequest{Sight: access.SightOf(ctx), Since: r.since, Until: r.until}
 	seen := make(map[flow.EdgeKey]bool)
 	err := s.EdgeHours(ctx, request, func(e *flow.Edge) bool {
 		if other(e) {

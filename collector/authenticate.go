@@ -3,22 +3,19 @@ package collector
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	authclient "k8s.io/client-go/kubernetes/typed/authentication/v1"
 
+	"github.com/flowaudit/flowaudit/collector/access"
 	"github.com/flowaudit/flowaudit/collector/identity"
 )
 
@@ -96,13 +93,15 @@ func (o *Options) validateProofs() error {
 
 // authenticator says who calls.
 type authenticator struct {
-	proofs       []Proof
-	certificates bool // that whoever asks must show
-	tokens       *identity.Tokens
+	proofs  []Proof
+	tokens  *identity.Tokens
+	readers *access.Gate
+	// optional says that readers may show something else than a certificate.
+	optional bool
 }
 
 func (o *Options) authenticator() (*authenticator, error) {
-	a := &authenticator{proofs: o.proofs(), certificates: o.Listen.ClientCA != ""}
+	a := &authenticator{proofs: o.proofs(), optional: !slices.Equal(o.readerProofs(), []Proof{ProofCertificate})}
 	if !slices.Contains(a.proofs, ProofToken) {
 		return a, nil
 	}
@@ -120,7 +119,7 @@ func (o *Options) authenticator() (*authenticator, error) {
 
 // clientAuth is what TLS asks of clients, where it knows authorities.
 func (a *authenticator) clientAuth() tls.ClientAuthType {
-	if slices.Contains(a.proofs, ProofToken) {
+	if slices.Contains(a.proofs, ProofToken) || a.optional {
 		return tls.VerifyClientCertIfGiven
 	}
 	return tls.RequireAndVerifyClientCert
@@ -164,23 +163,10 @@ func (a *authenticator) agent(ctx context.Context) (identity.Agent, error) {
 }
 
 func byCertificate(ctx context.Context) (identity.Agent, error) {
-	if c := certificateOf(ctx); c != nil {
+	if c := access.CertificateOf(ctx); c != nil {
 		return identity.FromCertificate(c)
 	}
 	return identity.Agent{}, errors.New("the agent shows no certificate: give it --tls-cert and --tls-key")
-}
-
-// certificateOf is the caller's certificate if it was verified, else nil.
-func certificateOf(ctx context.Context) *x509.Certificate {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return nil
-	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.VerifiedChains) == 0 {
-		return nil
-	}
-	return info.State.VerifiedChains[0][0]
 }
 
 const bearer = "Bearer "
@@ -197,51 +183,28 @@ func (a *authenticator) byToken(ctx context.Context) (identity.Agent, error) {
 // reports reports whether a method is for agents.
 func reports(method string) bool { return strings.HasPrefix(method, "/flowaudit.v1.Ingest/") }
 
-// admit lets a call in, and says in its context which agent calls.
-func (a *authenticator) admit(ctx context.Context, method string) (context.Context, error) {
-	switch {
-	case reports(method) && !slices.Contains(a.proofs, ProofNone):
-		agent, err := a.agent(ctx)
-		if err != nil {
-			return ctx, err
-		}
-		return context.WithValue(ctx, agentContext{}, agent), nil
-	case reports(method) || !a.certificates:
+// admit lets an agent in, and says in its context which one calls.
+func (a *authenticator) admit(ctx context.Context) (context.Context, error) {
+	if slices.Contains(a.proofs, ProofNone) {
 		return ctx, nil
 	}
-	// TLS does not insist on a certificate where agents may show a token instead.
-	if certificateOf(ctx) != nil {
-		return ctx, nil
-	}
-	return ctx, status.Error(codes.Unauthenticated, needCertificate)
-}
-
-const needCertificate = "a certificate is needed to ask: give --tls-cert and --tls-key"
-
-// http guards what is asked over HTTP in the same way.
-func (a *authenticator) http(next http.Handler) http.Handler {
-	if !a.certificates {
-		return next
-	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
-			http.Error(w, needCertificate, http.StatusUnauthorized)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-func (a *authenticator) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	ctx, err := a.admit(ctx, info.FullMethod)
+	agent, err := a.agent(ctx)
 	if err != nil {
-		return nil, err
+		return ctx, err
 	}
-	return handler(ctx, req)
+	return context.WithValue(ctx, agentContext{}, agent), nil
+}
+
+// unary lets readers in: no agent calls what has one answer.
+func (a *authenticator) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	return a.readers.Unary(ctx, req, info, handler)
 }
 
 func (a *authenticator) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx, err := a.admit(stream.Context(), info.FullMethod)
+	if !reports(info.FullMethod) {
+		return a.readers.Stream(srv, stream, info, handler)
+	}
+	ctx, err := a.admit(stream.Context())
 	if err != nil {
 		return err
 	}

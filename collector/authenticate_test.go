@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
@@ -245,33 +244,6 @@ func reviewed(node string) authenticationv1.TokenReviewStatus {
 		},
 	}}
 }
-
-// TestACertificateToAskWithWhereAgentsShowTokens: TLS itself lets a client
-// without a certificate in there.
-func TestACertificateToAskWithWhereAgentsShowTokens(t *testing.T) {
-	admission := &authenticator{proofs: []Proof{ProofToken}, certificates: true}
-	if _, err := admission.admit(t.Context(), flowauditv1.Query_Status_FullMethodName); status.Code(err) != codes.Unauthenticated {
-		t.Errorf("gRPC: %v", err)
-	}
-	answer := func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }
-	recorder := newRecorder()
-	admission.http(http.HandlerFunc(answer)).ServeHTTP(recorder, &http.Request{})
-	if recorder.code != http.StatusUnauthorized {
-		t.Errorf("HTTP: %d", recorder.code)
-	}
-}
-
-type codeRecorder struct {
-	http.ResponseWriter
-	header http.Header
-	code   int
-}
-
-func newRecorder() *codeRecorder { return &codeRecorder{header: make(http.Header)} }
-
-func (r *codeRecorder) Header() http.Header         { return r.header }
-func (r *codeRecorder) WriteHeader(code int)        { r.code = code }
-func (r *codeRecorder) Write(b []byte) (int, error) { return len(b), nil }
 
 // TestRenewedCertificates: what is in the files when a connection begins counts,
 // and a broken file takes nothing away.

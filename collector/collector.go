@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"k8s.io/client-go/rest"
 
+	"github.com/flowaudit/flowaudit/collector/access"
 	"github.com/flowaudit/flowaudit/collector/advice"
 	"github.com/flowaudit/flowaudit/collector/alert/notify"
 	"github.com/flowaudit/flowaudit/collector/store"
@@ -37,6 +38,7 @@ type Options struct {
 	Manifests string      // directory of cluster objects; empty for none
 	Access    kube.Access // to the API server, if one is to be asked
 	Agents    AgentOptions
+	Readers   ReaderOptions
 	Retain    Retain
 	Alerts    AlertOptions
 	Version   string
@@ -73,6 +75,9 @@ func (o *Options) Validate() error {
 		return errors.New("--alert-lease needs an API server, which keeps it: give --in-cluster or --kubeconfig")
 	}
 	if err := o.Listen.validate(); err != nil {
+		return err
+	}
+	if err := o.validateReaders(); err != nil {
 		return err
 	}
 	return o.validateProofs()
@@ -113,7 +118,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	go func() { told <- server.Run(telling) }()
 	err = c.serve(ctx, listener, certificates.tls())
 	stop()
-	return errors.Join(err, <-told)
+	return errors.Join(err, <-told, admission.readers.Log.Close())
 }
 
 type collector struct {
@@ -130,6 +135,7 @@ type collector struct {
 	admission *authenticator
 	alerting  *alerting
 	api       *rest.Config // nil if no API server is asked
+	blind     func(id string) string
 	// otherPolicies are those of other kinds than NetworkPolicy.
 	otherPolicies atomic.Pointer[[]kube.OtherPolicy]
 	ready         chan struct{} // closed when agents' batches can be named
@@ -137,7 +143,7 @@ type collector struct {
 }
 
 func newCollector(o Options, admission *authenticator) (*collector, error) {
-	c := &collector{Options: o, admission: admission, agents: newAgents(), hub: newHub(), measures: newMeasures(o.MetricsPairs), advice: advice.New(o.Store), ready: make(chan struct{}), started: time.Now()}
+	c := &collector{Options: o, admission: admission, agents: newAgents(), hub: newHub(), measures: newMeasures(o.MetricsPairs), blind: newBlindness(), advice: advice.New(o.Store, access.SightOf), ready: make(chan struct{}), started: time.Now()}
 	history, err := newHistory()
 	if err != nil {
 		return nil, err
@@ -151,6 +157,11 @@ func newCollector(o Options, admission *authenticator) (*collector, error) {
 	}
 	if err := c.makeAlerting(); err != nil {
 		return nil, err
+	}
+	if admission.readers == nil {
+		if admission.readers, err = o.gate(c.namespaces); err != nil {
+			return nil, err
+		}
 	}
 	if o.Access.Wanted() {
 		c.watch, err = kube.OpenWatch(kube.WatchOptions{
@@ -352,7 +363,7 @@ func (c *collector) problems() (out []string) {
 }
 
 func (c *collector) alerts() *alertServer {
-	return &alertServer{alerting: c.alerting, judge: c.ingest.judge}
+	return &alertServer{alerting: c.alerting, judge: c.ingest.judge, blind: c.blind}
 }
 
 // stop lets calls finish that can; followers and agents never end by themselves.
@@ -378,6 +389,9 @@ func (c *collector) status(ctx context.Context) (*flowauditv1.StatusResponse, er
 		out.Problems = append(out.Problems, c.watch.Status().Problems...)
 	}
 	out.Problems = append(out.Problems, c.alerting.problems()...)
+	if p := c.admission.readers.Log.Problem(); p != "" {
+		out.Problems = append(out.Problems, p)
+	}
 	if t := c.committer.trouble.Load(); t != nil {
 		out.Problems = append(out.Problems, "flows are not stored, and wait with their agents: "+*t)
 	}

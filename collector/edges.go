@@ -6,6 +6,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flowaudit/flowaudit/collector/access"
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
@@ -50,7 +51,7 @@ func (q *query) Edges(req *flowauditv1.EdgesRequest, stream flowauditv1.Query_Ed
 		return sendErr == nil
 	}
 	first := until
-	err = q.store.Edges(stream.Context(), store.EdgesRequest{Since: since, Until: until}, func(e *flow.Edge) bool {
+	err = q.store.Edges(stream.Context(), store.EdgesRequest{Sight: access.SightOf(stream.Context()), Since: since, Until: until}, func(e *flow.Edge) bool {
 		if c := req.GetCluster(); c != "" && e.Cluster != c {
 			return true
 		}
@@ -69,7 +70,7 @@ func (q *query) Edges(req *flowauditv1.EdgesRequest, stream flowauditv1.Query_Ed
 	if since.IsZero() {
 		since = first
 	}
-	coverage, err := q.store.Coverage(stream.Context(), since, until)
+	coverage, err := q.store.Coverage(stream.Context(), access.SightOf(stream.Context()), since, until)
 	if err != nil {
 		return storeError("read coverage", err)
 	}
@@ -84,7 +85,7 @@ func (q *query) Timeline(req *flowauditv1.TimelineRequest, stream flowauditv1.Qu
 	}
 	response, size := &flowauditv1.TimelineResponse{}, 0
 	var sendErr error
-	err = q.store.Timeline(stream.Context(), since, until, func(c flow.Change) bool {
+	err = q.store.Timeline(stream.Context(), access.SightOf(stream.Context()), since, until, func(c flow.Change) bool {
 		if cluster := req.GetCluster(); cluster != "" && c.Cluster != cluster {
 			return true
 		}

@@ -36,7 +36,7 @@ func (s *pastStore) Edges(_ context.Context, req store.EdgesRequest, yield func(
 	return nil
 }
 
-func (s *pastStore) Timeline(_ context.Context, _, _ time.Time, yield func(flow.Change) bool) error {
+func (s *pastStore) Timeline(_ context.Context, _ flow.Sight, _, _ time.Time, yield func(flow.Change) bool) error {
 	for _, c := range s.changes {
 		if !yield(c) {
 			break
@@ -45,7 +45,7 @@ func (s *pastStore) Timeline(_ context.Context, _, _ time.Time, yield func(flow.
 	return nil
 }
 
-func (s *pastStore) Coverage(_ context.Context, since, until time.Time) (flow.Coverage, error) {
+func (s *pastStore) Coverage(_ context.Context, _ flow.Sight, since, until time.Time) (flow.Coverage, error) {
 	return flow.Coverage{Since: since, Until: until, Nodes: []flow.NodeCoverage{{Node: "n1", Covered: until.Sub(since)}}}, nil
 }
 

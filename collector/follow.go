@@ -18,6 +18,7 @@ func newHub() *hub { return &hub{followers: make(map[*follower]struct{})} }
 // follower receives what passes its filter. A reader that is too slow loses
 // some, and is told how much.
 type follower struct {
+	sight  flow.Sight // guarded by the hub
 	filter flow.Filter
 	news   chan news
 	missed flow.Gap // Lost is 0 if nothing was; guarded by the hub
@@ -25,18 +26,28 @@ type follower struct {
 
 // news is what one commit has for a follower.
 type news struct {
-	flows []flow.Flow
+	flows []sighted
 	gaps  []flow.Gap
 }
 
+// sighted is a flow, and how it shows to who follows.
+type sighted struct{ whole, shown flow.Flow }
+
 const followBuffer = 256 // commits
 
-func (h *hub) follow(f flow.Filter) *follower {
-	w := &follower{filter: f, news: make(chan news, followBuffer)}
+func (h *hub) follow(s flow.Sight, f flow.Filter) *follower {
+	w := &follower{sight: s, filter: f, news: make(chan news, followBuffer)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.followers[w] = struct{}{}
 	return w
+}
+
+// see changes what a follower sees of what comes from now on.
+func (h *hub) see(w *follower, s flow.Sight) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	w.sight = s
 }
 
 func (h *hub) leave(w *follower) {
@@ -73,10 +84,14 @@ func (w *follower) pick(batches []flow.Batch) news {
 	var n news
 	for i := range batches {
 		b := &batches[i]
-		n.gaps = append(n.gaps, b.Gaps...)
+		for _, g := range b.Gaps {
+			if shown, ok := w.sight.Gap(g); ok {
+				n.gaps = append(n.gaps, shown)
+			}
+		}
 		for j := range b.Flows {
-			if f := &b.Flows[j]; w.filter.Matches(f) {
-				n.flows = append(n.flows, *f)
+			if shown, ok := w.sight.Flow(b.Flows[j]); ok && w.filter.Matches(&shown) {
+				n.flows = append(n.flows, sighted{b.Flows[j], shown})
 			}
 		}
 	}

@@ -125,7 +125,7 @@ func TestToldOnce(t *testing.T) {
 			}
 			var last bool
 			for _, f := range test.live {
-				last = seen.isNews(&f)
+				last = seen.isNews(&sighted{f, f})
 			}
 			if last != test.want {
 				t.Errorf("it is news: %t, want %t", last, test.want)
@@ -145,12 +145,12 @@ func TestOldFlowsAreNotRemembered(t *testing.T) {
 	}
 	for i := range uint16(maxShown - 1) {
 		f.Port = i
-		seen.isNews(&f)
+		seen.isNews(&sighted{f, f})
 	}
 	f.Protocol = flow.UDP
 	for i := range uint16(10) {
 		f.Port = i
-		seen.isNews(&f)
+		seen.isNews(&sighted{f, f})
 	}
 	if n := len(seen.pairs); n > maxShown {
 		t.Errorf("%d pairs are remembered", n)
@@ -162,8 +162,8 @@ func TestOldFlowsAreNotRemembered(t *testing.T) {
 func TestASlowFollowerLearnsWhatItMissed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub()
-		slow := h.follow(flow.Filter{})
-		quick := h.follow(flow.Filter{})
+		slow := h.follow(flow.SeeAll(), flow.Filter{})
+		quick := h.follow(flow.SeeAll(), flow.Filter{})
 		var got int
 		began := time.Now()
 		for range followBuffer + 3 {

@@ -56,11 +56,11 @@ func (m *memory) Record(_ context.Context, changes []flow.Change) error {
 	return nil
 }
 
-func (m *memory) Timeline(_ context.Context, _, _ time.Time, yield func(flow.Change) bool) error {
+func (m *memory) Timeline(_ context.Context, sight flow.Sight, _, _ time.Time, yield func(flow.Change) bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, c := range m.changes {
-		if !yield(c) {
+		if sight.Change(&c) && !yield(c) {
 			break
 		}
 	}
@@ -93,11 +93,13 @@ func (m *memory) Documents(_ context.Context, kind string, since time.Time, yiel
 func (m *memory) Discard(context.Context, string, time.Time) error { return nil }
 
 func (m *memory) Edges(_ context.Context, req store.EdgesRequest, yield func(*flow.Edge) bool) error {
+	seen := flow.NewSeenEdges(req.Sight, yield)
 	for _, e := range m.edges {
-		if !e.First.After(req.Until) && !yield(e) {
-			break
+		if !e.First.After(req.Until) && !seen.Add(e) {
+			return nil
 		}
 	}
+	seen.Close()
 	return nil
 }
 
@@ -132,14 +134,14 @@ func (m *memory) Append(_ context.Context, batches []flow.Batch) ([]bool, error)
 	return duplicate, nil
 }
 
-func (m *memory) matching(filter *flow.Filter) []flow.Flow {
+func (m *memory) matching(req *store.FlowsRequest) []flow.Flow {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []flow.Flow
 	for _, b := range m.batches {
 		for _, f := range b.Flows {
-			if filter.Matches(&f) {
-				out = append(out, f)
+			if shown, ok := req.See(f); ok {
+				out = append(out, shown)
 			}
 		}
 	}
@@ -153,7 +155,7 @@ func (m *memory) Flows(_ context.Context, req store.FlowsRequest, yield func(flo
 	m.mu.Lock()
 	m.requests = append(m.requests, req)
 	m.mu.Unlock()
-	flows := m.matching(&req.Filter)
+	flows := m.matching(&req)
 	if m.onFlows != nil {
 		m.onFlows()
 	}
@@ -165,15 +167,15 @@ func (m *memory) Flows(_ context.Context, req store.FlowsRequest, yield func(flo
 	return nil
 }
 
-func (m *memory) Count(_ context.Context, filter flow.Filter) (flows, connections uint64, err error) {
-	for _, f := range m.matching(&filter) {
+func (m *memory) Count(_ context.Context, sight flow.Sight, filter flow.Filter) (flows, connections uint64, err error) {
+	for _, f := range m.matching(&store.FlowsRequest{Sight: sight, Filter: filter}) {
 		flows++
 		connections += f.Connections
 	}
 	return flows, connections, nil
 }
 
-func (m *memory) Query(ctx context.Context, _ string, _ map[string]string) (store.Rows, error) {
+func (m *memory) Query(ctx context.Context, _ flow.Sight, _ string, _ map[string]string) (store.Rows, error) {
 	if m.hangs {
 		<-ctx.Done()
 		return store.Rows{}, ctx.Err()
@@ -181,7 +183,7 @@ func (m *memory) Query(ctx context.Context, _ string, _ map[string]string) (stor
 	return m.rows, m.queryErr
 }
 
-func (m *memory) SQL(ctx context.Context, text string, maxRows int) (store.Rows, error) {
+func (m *memory) SQL(ctx context.Context, _ flow.Sight, text string, maxRows int) (store.Rows, error) {
 	if m.hangs {
 		<-ctx.Done()
 		return store.Rows{}, ctx.Err()
@@ -190,15 +192,15 @@ func (m *memory) SQL(ctx context.Context, text string, maxRows int) (store.Rows,
 	return m.rows, m.queryErr
 }
 
-func (m *memory) Coverage(_ context.Context, since, until time.Time) (flow.Coverage, error) {
+func (m *memory) Coverage(_ context.Context, sight flow.Sight, since, until time.Time) (flow.Coverage, error) {
 	c := m.coverage
 	c.Since, c.Until = since, until
-	return c, nil
+	return sight.Coverage(c), nil
 }
 
 func (m *memory) Stats(context.Context) (store.Stats, error) {
 	s := store.Stats{Kind: "memory", Bytes: 7}
-	for _, f := range m.matching(&flow.Filter{}) {
+	for _, f := range m.matching(&store.FlowsRequest{Sight: flow.SeeAll()}) {
 		s.Flows++
 		if s.Oldest.IsZero() || f.Start.Before(s.Oldest) {
 			s.Oldest = f.Start
@@ -249,6 +251,9 @@ func serveAdmitting(t *testing.T, s store.Store, o Options, admission *authentic
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
 	o.Log, o.Store, o.Version, o.Cluster, o.MetricsPairs = slog.New(slog.DiscardHandler), s, "1.2.3", "c", 3
+	if len(o.Readers.Proofs) == 0 {
+		o.Readers.Proofs = []Proof{ProofNone}
+	}
 	if o.Alerts.Queue == "" {
 		o.Alerts.Queue = t.TempDir()
 	}

@@ -15,7 +15,7 @@ import (
 
 // serveHTTP serves the services that people ask as JSON over HTTP until ctx ends.
 func (c *collector) serveHTTP(ctx context.Context, certificates *tls.Config) error {
-	handler, err := rest.Handler(
+	handler, err := rest.Handler(rest.Interceptors{Unary: c.admission.unary, Stream: c.admission.stream},
 		rest.Service{Desc: &flowauditv1.Query_ServiceDesc, Implementation: c.query()},
 		rest.Service{Desc: &flowauditv1.Advice_ServiceDesc, Implementation: c.advice},
 		rest.Service{Desc: &flowauditv1.Alerts_ServiceDesc, Implementation: c.alerts()},
@@ -28,7 +28,7 @@ func (c *collector) serveHTTP(ctx context.Context, certificates *tls.Config) err
 		return fmt.Errorf("listen on %s: %w", c.Listen.HTTP, err)
 	}
 	server := &http.Server{
-		Handler: http.NewCrossOriginProtection().Handler(c.admission.http(handler)), TLSConfig: certificates, ReadHeaderTimeout: 10 * time.Second,
+		Handler: http.NewCrossOriginProtection().Handler(handler), TLSConfig: certificates, ReadHeaderTimeout: 10 * time.Second,
 		BaseContext: func(net.Listener) context.Context { return ctx }, // followers never end by themselves
 	}
 	stopped := make(chan struct{})

@@ -19,7 +19,7 @@ func TestQuestionsOverHTTP(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		done <- Run(ctx, Options{
-			Listen: ListenOptions{Address: "unix:" + filepath.Join(t.TempDir(), "c"), HTTP: "127.0.0.1:0"}, Store: &memory{},
+			Listen: ListenOptions{Address: "unix:" + filepath.Join(t.TempDir(), "c"), HTTP: "127.0.0.1:0"}, Store: &memory{}, Readers: ReaderOptions{Proofs: []Proof{ProofNone}},
 			Log: slog.New(slog.DiscardHandler), ListeningHTTP: func(a net.Addr) { address <- a },
 		})
 	}()

@@ -72,6 +72,12 @@ func (o *ListenOptions) local() bool {
 	return strings.HasPrefix(o.Address, "unix:") || err == nil && loopback(host)
 }
 
+// allLocal is the same of HTTP as well.
+func (o *ListenOptions) allLocal() bool {
+	host, _, err := net.SplitHostPort(o.HTTP)
+	return o.local() && (o.HTTP == "" || err == nil && loopback(host))
+}
+
 func (o *ListenOptions) listen() (net.Listener, error) {
 	path, unix := strings.CutPrefix(o.Address, "unix:")
 	if !unix {

@@ -188,6 +188,9 @@ func (a *authority) client(t *testing.T) (cert, key string) {
 func run(t *testing.T, o Options) net.Addr {
 	t.Helper()
 	o.Log = slog.New(slog.DiscardHandler)
+	if o.Listen.ClientCA == "" && len(o.Readers.Proofs) == 0 {
+		o.Readers.Proofs = []Proof{ProofNone}
+	}
 	listening := make(chan net.Addr, 1)
 	o.Listening = func(a net.Addr) { listening <- a }
 	ctx, stop := context.WithCancel(context.Background())

@@ -13,6 +13,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/flowaudit/flowaudit/collector/access"
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
@@ -121,7 +122,7 @@ func (q *query) past(stream flowauditv1.Query_ObjectsServer, now *kube.Objects, 
 	for _, p := range pods {
 		nameless.taken[p.Namespace+"/"+p.Name] = true
 	}
-	err := q.store.Timeline(stream.Context(), at, at, func(c flow.Change) bool {
+	err := q.store.Timeline(stream.Context(), access.SightOf(stream.Context()), at, at, func(c flow.Change) bool {
 		if c.Cluster != q.cluster || c.Deleted || c.Time.After(at) {
 			return true
 		}

@@ -3,12 +3,12 @@ package collector
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flowaudit/flowaudit/collector/access"
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
@@ -42,7 +42,7 @@ func (q *query) Observe(req *flowauditv1.ObserveRequest, stream flowauditv1.Quer
 	// Followed from before the stored part is read, so that nothing falls between.
 	var live *follower
 	if req.GetFollow() {
-		live = q.hub.follow(filter)
+		live = q.hub.follow(access.SightOf(stream.Context()), filter)
 		defer q.hub.leave(live)
 	}
 	began := time.Now()
@@ -74,7 +74,7 @@ func (q *query) stored(req *flowauditv1.ObserveRequest, filter flow.Filter, stre
 		return sendErr == nil
 	}
 	request := store.FlowsRequest{
-		Filter: filter, First: int(min(req.GetFirst(), maxLimit)), Last: int(min(req.GetLast(), maxLimit)),
+		Sight: access.SightOf(stream.Context()), Filter: filter, First: int(min(req.GetFirst(), maxLimit)), Last: int(min(req.GetLast(), maxLimit)),
 	}
 	err := q.store.Flows(stream.Context(), request, func(f flow.Flow) bool {
 		if req.GetFollow() {
@@ -104,7 +104,7 @@ func (q *query) ending(filter flow.Filter, now time.Time, stream flowauditv1.Que
 	response := &flowauditv1.ObserveResponse{Coverage: coverage}
 	if v := filter.Match.Verdicts; len(v) == 1 && v[0] == flow.VerdictDenied {
 		filter.Match.Verdicts = []flow.Verdict{flow.VerdictUnanswered}
-		if response.Unanswered, _, err = q.store.Count(stream.Context(), filter); err != nil {
+		if response.Unanswered, _, err = q.store.Count(stream.Context(), access.SightOf(stream.Context()), filter); err != nil {
 			return storeError("count unanswered flows", err)
 		}
 	}
@@ -124,19 +124,30 @@ func (q *query) coverage(ctx context.Context, since, until time.Time) (*flowaudi
 			since = until
 		}
 	}
-	coverage, err := q.store.Coverage(ctx, since, until)
+	coverage, err := q.store.Coverage(ctx, access.SightOf(ctx), since, until)
 	if err != nil {
 		return nil, storeError("read coverage", err)
 	}
 	return flowauditv1.FromCoverage(coverage), nil
 }
 
+// renewInterval is how often it is asked anew what who follows may see.
+const renewInterval = 10 * time.Second
+
 func (q *query) followLive(live *follower, seen *told, stream flowauditv1.Query_ObserveServer) error {
+	renew := time.NewTicker(renewInterval)
+	defer renew.Stop()
 	for {
 		select {
+		case <-renew.C:
+			sight, err := access.Renew(stream.Context())
+			if err != nil {
+				return err
+			}
+			q.hub.see(live, sight)
 		case n := <-live.news:
 			response := &flowauditv1.ObserveResponse{}
-			if flows := slices.DeleteFunc(n.flows, func(f flow.Flow) bool { return !seen.isNews(&f) }); len(flows) > 0 {
+			if flows := seen.news(n.flows); len(flows) > 0 {
 				response.Flows = flowauditv1.FromFlows(flows)
 			}
 			if gaps := append(n.gaps, q.hub.missed(live)...); len(gaps) > 0 {
@@ -200,6 +211,8 @@ func storeError(doing string, err error) error {
 	switch {
 	case errors.Is(err, store.ErrArgument):
 		return invalidArgument(err)
+	case errors.Is(err, store.ErrSight):
+		return status.Error(codes.PermissionDenied, store.ErrSight.Error())
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return status.FromContextError(err).Err()
 	}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/flowaudit/flowaudit/collector/access"
 	"github.com/flowaudit/flowaudit/collector/store"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
 	"github.com/flowaudit/flowaudit/queries"
@@ -25,7 +26,10 @@ func (q *query) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunSer
 	}
 	ctx, cancel := context.WithTimeout(stream.Context(), questionTime)
 	defer cancel()
-	rows, err := q.store.Query(ctx, req.GetName(), req.GetArguments())
+	if question, err := queries.Find(req.GetName()); err == nil && question.Whole != "" && !access.SightOf(ctx).All() {
+		return access.Refused(ctx, req.GetName()+": "+question.Whole)
+	}
+	rows, err := q.store.Query(ctx, access.SightOf(ctx), req.GetName(), req.GetArguments())
 	switch {
 	case err != nil && ctx.Err() != nil && stream.Context().Err() == nil:
 		return status.Errorf(codes.InvalidArgument, "the answer took longer than %s: look back less far, by the argument since", questionTime)
@@ -63,7 +67,7 @@ func (q *query) Select(req *flowauditv1.SelectRequest, stream flowauditv1.Query_
 	}
 	ctx, cancel := context.WithTimeout(stream.Context(), sqlTime)
 	defer cancel()
-	rows, err := q.store.SQL(ctx, req.GetQuery(), limit)
+	rows, err := q.store.SQL(ctx, access.SightOf(ctx), req.GetQuery(), limit)
 	switch {
 	case err != nil && ctx.Err() != nil && stream.Context().Err() == nil:
 		return status.Errorf(codes.InvalidArgument, "the SQL took longer than %s: narrow it, by start_ms for one", sqlTime)

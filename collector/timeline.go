@@ -14,7 +14,7 @@ import (
 // recorder is what the timeline asks of a store.
 type recorder interface {
 	Record(ctx context.Context, changes []flow.Change) error
-	Timeline(ctx context.Context, since, until time.Time, yield func(flow.Change) bool) error
+	Timeline(ctx context.Context, sight flow.Sight, since, until time.Time, yield func(flow.Change) bool) error
 }
 
 // timeline takes changes of the cluster in: flows are judged by them at once,
@@ -40,7 +40,7 @@ func newTimeline(s recorder, h *history, cluster string, log *slog.Logger) *time
 
 // restore begins with what the store knows of the last hours, and returns it.
 func (t *timeline) restore(ctx context.Context, now time.Time) (known []flow.Change, err error) {
-	err = t.store.Timeline(ctx, now.Add(-historyKept), now, func(c flow.Change) bool {
+	err = t.store.Timeline(ctx, flow.SeeAll(), now.Add(-historyKept), now, func(c flow.Change) bool {
 		if c.Cluster == t.cluster {
 			known = append(known, c)
 		}

@@ -56,10 +56,23 @@ func (t *told) addStored(f *flow.Flow, now time.Time) {
 	t.show(f)
 }
 
+// news are those of flows that were not told yet, as they show.
+func (t *told) news(flows []sighted) []flow.Flow {
+	var out []flow.Flow
+	for i := range flows {
+		if t.isNews(&flows[i]) {
+			out = append(out, flows[i].shown)
+		}
+	}
+	return out
+}
+
 // isNews reports whether a flow was not told yet, by its node or by another one,
-// and remembers it.
-func (t *told) isNews(f *flow.Flow) bool {
-	for _, s := range t.stored[keyOfStored(f)] {
+// and remembers it. What is stored is known as it shows; the nodes' reports of
+// one connection are told apart by the whole.
+func (t *told) isNews(n *sighted) bool {
+	f := &n.whole
+	for _, s := range t.stored[keyOfStored(&n.shown)] {
 		if !f.Start.Before(s.start) && !f.End.After(s.end) {
 			return false
 		}

@@ -205,6 +205,18 @@ func TestAgentsShowWhatTheCollectorAsksFor(t *testing.T) {
 	}
 }
 
+// TestReadersAreAskedWhoTheyAre: nobody reads without a token, whatever the values.
+func TestReadersAreAskedWhoTheyAre(t *testing.T) {
+	for _, values := range valueFiles(t) {
+		for set, proof := range map[string]string{"collector.http=true": "token", "readers.oidc.issuer=https://i,readers.oidc.clientID=c": "token,oidc"} {
+			args := podOf(t, objects(t, render(t, "-f", values, "--set", set)), "flowaudit-collector").Spec.Containers[0].Args
+			if !slices.Contains(args, "--reader-proof="+proof) || !slices.Contains(args, "--reader-right=get pods/log") {
+				t.Errorf("%s, %s: %v", values, set, args)
+			}
+		}
+	}
+}
+
 func TestTheChartGrantsWhatDeployRBACDoes(t *testing.T) {
 	rules := func(text string) map[string]any {
 		out := make(map[string]any)

@@ -1,6 +1,9 @@
 package flow
 
-import "cmp"
+import (
+	"cmp"
+	"slices"
+)
 
 // mergePair makes one flow a verdict of what nodes report of one pair over a
 // long time, where it cannot be told any more which report of one node belongs
@@ -11,6 +14,8 @@ func mergePair(reports []Flow) []Flow {
 	if sameNode(reports) {
 		return reports
 	}
+	// The order in which stores give them follows from who they are of.
+	slices.SortStableFunc(reports, func(a, b Flow) int { return a.Start.Compare(b.Start) })
 	var out []Flow
 	at := make(map[edgeVerdict]int)
 	weak := make(map[string]uint64)   // unanswered and unknown connections by node

@@ -106,6 +106,17 @@ func (x *Index) NodeNames() []string {
 	return out
 }
 
+// NamespaceNames lists the namespaces that the API, or a manifest, tells of.
+func (x *Index) NamespaceNames() []string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var out []string
+	for _, k := range x.knownNamespaces() {
+		out = append(out, k.name)
+	}
+	return out
+}
+
 // Stats describes what the index knows.
 type Stats struct {
 	Pods, Namespaces, Services, Nodes, Policies int

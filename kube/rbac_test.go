@@ -85,6 +85,16 @@ func TestRolesGrantWhatIsAskedAndNoMore(t *testing.T) {
 	}
 }
 
+// What the collector asks about agents and readers is granted apart.
+func TestTheRoleForTokensGrantsReviewsOnly(t *testing.T) {
+	want := map[request]bool{
+		{verb: "create", group: "authentication.k8s.io", resource: "tokenreviews"}: true, {verb: "create", group: "authorization.k8s.io", resource: "subjectaccessreviews"}: true,
+	}
+	if role := granted(t, "../deploy/rbac/tokens.yaml"); !maps.Equal(want, role) {
+		t.Errorf("the role grants %v", sorted(role))
+	}
+}
+
 func sorted(requests map[request]bool) []string {
 	var out []string
 	for q := range requests {

@@ -1,4 +1,5 @@
 -- What was seen of each policy and node: did it refuse what it denies, or let it pass?
+-- whole: it tells of the policies and the pods of both ends
 -- arg since since 24h: how far back to look
 -- times last_seen
 SELECT policy_refs, assessment, verdict, caveat, reason, node, source_node, destination_node, sum(counted) AS connections, max(until_ms) AS last_seen,

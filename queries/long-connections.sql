@@ -1,5 +1,6 @@
 -- Which connections lived long?
 -- A flow that goes on in later windows brings no new connection there, only bytes.
+-- whole: it tells connections apart by the addresses of both ends
 -- arg since since 24h: how far back to look
 -- arg minutes int 60: how long is long
 -- arg limit int 100: rows at most

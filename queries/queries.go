@@ -48,6 +48,9 @@ type Question struct {
 	Note  string // what else there is to know; may be empty
 	Args  []Argument
 	Times []string // columns of the answer that are times
+	// Whole says why only who sees everything can ask it; empty where the answer
+	// is right for who sees some namespaces.
+	Whole string
 	SQL   string
 }
 
@@ -140,7 +143,8 @@ func Find(name string) (Question, error) {
 
 // parse reads a file: comment lines with the question's sentence and what else
 // there is to know, one for each argument as "-- arg NAME TYPE [DEFAULT]: text",
-// one as "-- times COLUMN, …" with the columns that are times, then the SQL.
+// one as "-- times COLUMN, …" with the columns that are times, one as
+// "-- whole: WHY" where who sees some namespaces cannot ask it, then the SQL.
 func parse(name, file string) (Question, error) {
 	q := Question{Name: name}
 	lines := bufio.NewScanner(strings.NewReader(file))
@@ -158,6 +162,8 @@ func parse(name, file string) (Question, error) {
 			q.Args = append(q.Args, a)
 		case strings.HasPrefix(comment, "times "):
 			q.Times = strings.Split(strings.TrimPrefix(comment, "times "), ", ")
+		case strings.HasPrefix(comment, "whole: "):
+			q.Whole = strings.TrimPrefix(comment, "whole: ")
 		case strings.HasSuffix(q.Text, "?"):
 			q.Note = strings.TrimSpace(q.Note + " " + comment)
 		default:

@@ -130,10 +130,10 @@ Usage:
   flowaudit-collector store copy|export|import|verify
 
 Examples:
-  # on this machine only
-  flowaudit-collector --data /var/lib/flowaudit
+  # on this machine only, for everybody on it
+  flowaudit-collector --data /var/lib/flowaudit --reader-proof none
 
-  # for a cluster: TLS, and agents and askers show a certificate
+  # for a cluster: TLS, agents show a certificate, and readers one or a token
   flowaudit-collector --data /var/lib/flowaudit --listen :4245 \
     --tls-cert tls.crt --tls-key tls.key --tls-client-ca ca.crt --retain 30d --in-cluster
 
@@ -175,8 +175,9 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	fs.StringVar(&o.Alerts.Lease, "alert-lease", "", "`namespace/name` of the Lease by which one of many collectors tells of alerts (default with --store and --in-cluster: flowaudit-alerts in the pod's namespace)")
 	fs.StringVar(&o.Listen.Cert, "tls-cert", "", "PEM `file` of the collector's certificate")
 	fs.StringVar(&o.Listen.Key, "tls-key", "", "PEM `file` of its private key")
-	fs.StringVar(&o.Listen.ClientCA, "tls-client-ca", "", "PEM `file` of the authorities whose certificates agents and askers must show")
+	fs.StringVar(&o.Listen.ClientCA, "tls-client-ca", "", "PEM `file` of the authorities that sign the certificates of agents and readers")
 	agentFlags(fs, &o.Agents)
+	readerFlags(fs, &o.Readers)
 	fs.BoolVar(&o.Listen.Insecure, "insecure", false, "listen beyond loopback without TLS: anybody who reaches the address can read and forge flows")
 	o.Monitor.Flags(fs)
 	fs.IntVar(&o.MetricsPairs, "metrics-pairs", 2000, "how many pairs of workloads metrics tell apart; what is beyond them counts as other")
@@ -218,6 +219,22 @@ func agentFlags(fs *pflag.FlagSet, o *collector.AgentOptions) {
 	fs.StringVar(&o.Audience, "agent-audience", collector.DefaultAudience, "`audience` that agents' ServiceAccount tokens are for")
 	fs.StringSliceVar(&o.Accounts, "agent-account", []string{collector.DefaultAccount}, "ServiceAccount, `namespace/name`, whose agents report for their node; pods of others report for themselves")
 	fs.Float64Var(&o.Rate, "agent-rate", 0, "how many `flows` a second one agent may report in the long run; what it sends beyond waits at the agent (default: no bound)")
+}
+
+// readerFlags say how readers prove who they are, and what they may read.
+func readerFlags(fs *pflag.FlagSet, o *collector.ReaderOptions) {
+	fs.Var(&proofs{&o.Proofs}, "reader-proof", "how a reader proves who they are: certificate, token, oidc, or some of them with commas; none lets whoever reaches the collector read everything. auto is each of them that the collector can ask for, and none on a unix socket; where there is none, nobody may read")
+	fs.StringVar(&o.Audience, "reader-audience", collector.DefaultReaderAudience, "`audience` that readers' tokens are for")
+	fs.BoolVar(&o.APITokens, "reader-api-tokens", true, "take readers' tokens too that are for the API server itself, as kubeconfigs hold them")
+	fs.StringVar(&o.Read, "reader-right", collector.DefaultRead, "`right` that shows the flows of a namespace, or, in all namespaces, everything; as kubectl auth can-i names it")
+	fs.StringVar(&o.Write, "alert-right", collector.DefaultWrite, "`right` that allows to acknowledge the alerts of a namespace, or, in all namespaces, to silence any")
+	fs.StringVar(&o.OIDC.Issuer, "oidc-issuer", "", "`URL` of an issuer whose ID tokens say who a reader is")
+	fs.StringVar(&o.OIDC.ClientID, "oidc-client-id", "", "`client` that its tokens must be for")
+	fs.StringVar(&o.OIDC.UsernameClaim, "oidc-username-claim", "sub", "`claim` that is the user's name")
+	fs.StringVar(&o.OIDC.GroupsClaim, "oidc-groups-claim", "groups", "`claim` that is the user's groups")
+	fs.StringVar(&o.OIDC.Prefix, "oidc-prefix", "oidc:", "`prefix` of the names of its users and groups, as RBAC has them")
+	fs.StringVar(&o.OIDC.CA, "oidc-ca", "", "PEM `file` of the authorities of the issuer's certificate (default: the system's)")
+	fs.StringVar(&o.Log, "query-log", "-", "`file` that keeps who asked what, as JSON lines; - is standard output")
 }
 
 // proofs is the flag's value.

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/flowaudit/flowaudit/collector"
+	"github.com/flowaudit/flowaudit/collector/access"
 	"github.com/flowaudit/flowaudit/collector/store/clickhouse"
 	"github.com/flowaudit/flowaudit/collector/store/duckdb"
 	"github.com/flowaudit/flowaudit/monitor"
@@ -34,11 +35,18 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := options{
-		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Agents: collector.AgentOptions{Audience: "flowaudit-collector", Accounts: []string{"flowaudit/flowaudit-agent"}}, Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel", MetricsPairs: 2000, Alerts: collector.AlertOptions{Queue: "flowaudit-data/alerts"}, Monitor: monitor.Options{LogLevel: "info", LogFormat: "text"}},
+		collector.Options{Listen: collector.ListenOptions{Address: "127.0.0.1:4245"}, Cluster: "default", Agents: collector.AgentOptions{Audience: "flowaudit-collector", Accounts: []string{"flowaudit/flowaudit-agent"}}, Readers: readerDefaults(), Retain: collector.Retain{Flows: 30 * 24 * time.Hour, Denied: 400 * 24 * time.Hour, Edges: 400 * 24 * time.Hour}, Version: "devel", MetricsPairs: 2000, Alerts: collector.AlertOptions{Queue: "flowaudit-data/alerts"}, Monitor: monitor.Options{LogLevel: "info", LogFormat: "text"}},
 		place{db: duckdb.Options{Dir: "flowaudit-data"}},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(place{})); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func readerDefaults() collector.ReaderOptions {
+	return collector.ReaderOptions{
+		Audience: "flowaudit-reader", APITokens: true, Read: "get pods/log", Write: "update networkpolicies.networking.k8s.io",
+		OIDC: access.OIDCOptions{UsernameClaim: "sub", GroupsClaim: "groups", Prefix: "oidc:"}, Log: "-",
 	}
 }
 
@@ -59,6 +67,15 @@ func TestFlags(t *testing.T) {
 		}},
 		{"--agent-audience x --agent-account a/b,c/d --agent-rate 1e4", func(o *options) {
 			o.Collector.Agents = collector.AgentOptions{Audience: "x", Accounts: []string{"a/b", "c/d"}, Rate: 1e4}
+		}},
+		{"--reader-proof none --query-log /var/log/queries", func(o *options) {
+			o.Collector.Readers.Proofs, o.Collector.Readers.Log = []collector.Proof{collector.ProofNone}, "/var/log/queries"
+		}},
+		{"--reader-proof token,oidc --oidc-issuer https://i --oidc-client-id c --oidc-prefix p: --tls-cert c --tls-key k --in-cluster --reader-api-tokens=false", func(o *options) {
+			o.Collector.Listen.Cert, o.Collector.Listen.Key, o.Collector.Access.InCluster = "c", "k", true
+			r := &o.Collector.Readers
+			r.Proofs, r.APITokens = []collector.Proof{collector.ProofToken, collector.ProofOIDC}, false
+			r.OIDC.Issuer, r.OIDC.ClientID, r.OIDC.Prefix = "https://i", "c", "p:"
 		}},
 		{"--data /var/lib/flowaudit", func(o *options) {
 			o.Store.db.Dir, o.Collector.Alerts.Queue = "/var/lib/flowaudit", "/var/lib/flowaudit/alerts"

@@ -108,11 +108,12 @@ func run(ctx context.Context, env environment) int {
 type client struct {
 	env     environment
 	dial    dial.Options
+	asks    credential
 	timeout time.Duration
 }
 
 func newRoot(env environment) *cobra.Command {
-	c := &client{env: env, dial: dial.Options{Address: env.getenv("FLOWAUDIT_SERVER")}}
+	c := &client{env: env, dial: dial.Options{Address: env.getenv("FLOWAUDIT_SERVER")}, asks: credential{getenv: env.getenv}}
 	if c.dial.Address == "" {
 		c.dial.Address = flowauditv1.DefaultAddress
 	}
@@ -136,6 +137,8 @@ who tried and was refused, and what the answer stands on.`,
 	fs.StringVar(&c.dial.Address, "server", c.dial.Address, "`address` of the collector, host:port or unix:PATH (or $FLOWAUDIT_SERVER)")
 	fs.DurationVar(&c.timeout, "timeout", 30*time.Second, "how long to wait for an answer; following has no end")
 	c.dial.Flags(fs)
+	c.dial.TokenFlag(fs)
+	c.asks.flags(fs)
 	root.AddCommand(newObserve(c), newStatus(c), newQuery(c), newSQL(c), newSuggest(c), newReplay(c), newUnused(c), newDoctor(c), newAlerts(c), newPolicy(c), newVersion(env))
 	return root
 }
@@ -155,7 +158,11 @@ func (c *client) ask(ctx context.Context, unending bool, f func(context.Context,
 }
 
 func (c *client) connect(ctx context.Context, unending bool, f func(context.Context, *grpc.ClientConn) error) error {
-	conn, err := c.dial.Conn()
+	to := c.dial
+	if to.TokenFile == "" && to.Cert == "" && !c.asks.none {
+		to.Token, to.ClientCertificate = c.asks.token, c.asks.certificate
+	}
+	conn, err := to.Conn()
 	if err != nil {
 		return usageError{err}
 	}
@@ -179,6 +186,10 @@ func (c *client) explain(err error) error {
 		return usageError{errors.New(s.Message())}
 	case codes.Unavailable:
 		return fmt.Errorf("connect to the collector at %s: %s: start flowaudit-collector, or name it with --server", c.dial.Address, dialFault(s.Message()))
+	case codes.Unauthenticated:
+		return fmt.Errorf("the collector at %s does not know who asks: %s", c.dial.Address, c.asks.explain(strings.TrimPrefix(s.Message(), "transport: per-RPC creds failed due to error: ")))
+	case codes.PermissionDenied:
+		return fmt.Errorf("the collector at %s refuses: %s", c.dial.Address, s.Message())
 	case codes.Unimplemented:
 		return fmt.Errorf("the collector at %s does not know this question: it is older than this flowaudit %s", c.dial.Address, version)
 	case codes.DeadlineExceeded:

@@ -214,6 +214,10 @@ func endName(e *flow.Endpoint, addr netip.Addr) string {
 		ip = "" // only the name is known
 	}
 	switch {
+	case e != nil && e.Kind == flow.EndpointUnknown && e.Namespace != "":
+		return e.Namespace + "/…" // the reader may not read more of it
+	case e == nil && !addr.IsValid():
+		return "…"
 	case e == nil || e.Kind == flow.EndpointUnknown:
 		return strings.Trim(ip, "()")
 	case e.Kind == flow.EndpointPod:

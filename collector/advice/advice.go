@@ -29,19 +29,24 @@ import (
 // Store is what was recorded.
 type Store interface {
 	Edges(ctx context.Context, req store.EdgesRequest, yield func(*flow.Edge) bool) error
-	Timeline(ctx context.Context, since, until time.Time, yield func(flow.Change) bool) error
-	Coverage(ctx context.Context, since, until time.Time) (flow.Coverage, error)
+	Timeline(ctx context.Context, sight flow.Sight, since, until time.Time, yield func(flow.Change) bool) error
+	Coverage(ctx context.Context, sight flow.Sight, since, until time.Time) (flow.Coverage, error)
 }
 
 // Server implements the Advice service.
 type Server struct {
 	flowauditv1.UnimplementedAdviceServer
 	store Store
-	turn  chan struct{} // holds one while a request is computed
+	sight func(context.Context) flow.Sight // of the caller
+	turn  chan struct{}                    // holds one while a request is computed
 }
 
-// New makes a Server over what a store has recorded.
-func New(s Store) *Server { return &Server{store: s, turn: make(chan struct{}, 1)} }
+// New makes a Server over what a store has recorded; sight is what the caller
+// sees. Advice judges by the labels of both ends, so that it is for callers who
+// see everything: others could find out labels by it.
+func New(s Store, sight func(context.Context) flow.Sight) *Server {
+	return &Server{store: s, sight: sight, turn: make(chan struct{}, 1)}
+}
 
 // answers is where an answer goes.
 type answers = grpc.ServerStreamingServer[flowauditv1.AdviceResponse]
@@ -115,6 +120,9 @@ func (s *Server) answer(span *flowauditv1.Span, stream answers, compute func(*hi
 	if err != nil {
 		return err
 	}
+	if !s.sight(stream.Context()).All() {
+		return status.Error(codes.PermissionDenied, store.ErrSight.Error())
+	}
 	select {
 	case s.turn <- struct{}{}:
 		defer func() { <-s.turn }()
@@ -141,7 +149,7 @@ func (s *Server) answer(span *flowauditv1.Span, stream answers, compute func(*hi
 func (s *Server) history(ctx context.Context, since, until time.Time, cluster string, p *progress) (*history.History, error) {
 	p.show("reading what was recorded", 0)
 	in := history.Input{Since: since, Until: until}
-	err := s.store.Edges(ctx, store.EdgesRequest{Since: since, Until: until}, func(e *flow.Edge) bool {
+	err := s.store.Edges(ctx, store.EdgesRequest{Sight: s.sight(ctx), Since: since, Until: until}, func(e *flow.Edge) bool {
 		if cluster == "" || e.Cluster == cluster {
 			in.Edges = append(in.Edges, e)
 		}
@@ -153,7 +161,7 @@ func (s *Server) history(ctx context.Context, since, until time.Time, cluster st
 	if cluster, err = history.OneCluster(in.Edges, cluster); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	err = s.store.Timeline(ctx, since, until, func(c flow.Change) bool {
+	err = s.store.Timeline(ctx, s.sight(ctx), since, until, func(c flow.Change) bool {
 		if cluster == "" || c.Cluster == cluster {
 			in.Changes = append(in.Changes, c)
 		}
@@ -162,7 +170,7 @@ func (s *Server) history(ctx context.Context, since, until time.Time, cluster st
 	if err != nil {
 		return nil, err
 	}
-	if in.Coverage, err = s.store.Coverage(ctx, since, until); err != nil {
+	if in.Coverage, err = s.store.Coverage(ctx, s.sight(ctx), since, until); err != nil {
 		return nil, err
 	}
 	return history.New(in)

@@ -45,7 +45,7 @@ func (r *recorded) Edges(_ context.Context, _ store.EdgesRequest, yield func(*fl
 	return r.err
 }
 
-func (r *recorded) Timeline(_ context.Context, _, _ time.Time, yield func(flow.Change) bool) error {
+func (r *recorded) Timeline(_ context.Context, _ flow.Sight, _, _ time.Time, yield func(flow.Change) bool) error {
 	for _, c := range r.in.Changes {
 		if !yield(c) {
 			break
@@ -54,7 +54,7 @@ func (r *recorded) Timeline(_ context.Context, _, _ time.Time, yield func(flow.C
 	return nil
 }
 
-func (r *recorded) Coverage(context.Context, time.Time, time.Time) (flow.Coverage, error) {
+func (r *recorded) Coverage(context.Context, flow.Sight, time.Time, time.Time) (flow.Coverage, error) {
 	return r.in.Coverage, nil
 }
 
@@ -66,7 +66,7 @@ func client(t *testing.T, s advice.Store) flowauditv1.AdviceClient {
 		t.Fatal(err)
 	}
 	server := grpc.NewServer()
-	flowauditv1.RegisterAdviceServer(server, advice.New(s))
+	flowauditv1.RegisterAdviceServer(server, advice.New(s, func(context.Context) flow.Sight { return flow.SeeAll() }))
 	go server.Serve(listener)
 	t.Cleanup(server.Stop)
 	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -120,6 +120,8 @@ func (e *End) String() string {
 		return "node " + e.Node
 	case e.Kind == flow.EndpointAPIServer.String():
 		return "the API server"
+	case e.Namespace != "" && e.Address == "":
+		return "namespace " + e.Namespace
 	}
 	return cmp.Or(e.Address, e.Kind)
 }

@@ -12,7 +12,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -29,12 +31,21 @@ type Service struct {
 	Implementation any
 }
 
+// Interceptors let calls in.
+type Interceptors struct {
+	Unary  grpc.UnaryServerInterceptor
+	Stream grpc.StreamServerInterceptor
+}
+
 // Handler serves the methods of services at POST /v1/NAME, each with the
 // request's message as JSON: a unary method answers one message, a method that
 // streams one a line. GET does for methods that need nothing. /openapi.json
 // describes them. An error is a message with code and message, as HTTP status
 // where nothing was sent before it, and else in the last line.
-func Handler(services ...Service) (http.Handler, error) {
+//
+// Each call goes through the interceptors, as one of gRPC does: the
+// Authorization header is in its metadata, the client's certificate in its peer.
+func Handler(by Interceptors, services ...Service) (http.Handler, error) {
 	mux := http.NewServeMux()
 	var methods []protoreflect.MethodDescriptor
 	for _, s := range services {
@@ -47,10 +58,10 @@ func Handler(services ...Service) (http.Handler, error) {
 			methods = append(methods, described.Get(i))
 		}
 		for _, m := range s.Desc.Methods {
-			mux.Handle(path(m.MethodName), unary{m, s.Implementation})
+			mux.Handle(path(m.MethodName), unary{m, s, by.Unary})
 		}
 		for _, m := range s.Desc.Streams {
-			mux.Handle(path(m.StreamName), streaming{m, s.Implementation})
+			mux.Handle(path(m.StreamName), streaming{m, s, by.Stream})
 		}
 	}
 	description, err := openAPI(methods)
@@ -116,6 +127,9 @@ func fail(w http.ResponseWriter, err error, began bool) {
 	s := status.Convert(err)
 	if !began {
 		w.Header().Set("Content-Type", "application/json")
+		if s.Code() == codes.Unauthenticated {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+		}
 		w.WriteHeader(httpStatus(s.Code()))
 	}
 	_ = write(w, s.Proto()) // the client may be gone
@@ -125,6 +139,10 @@ func httpStatus(c codes.Code) int {
 	switch c {
 	case codes.InvalidArgument:
 		return http.StatusBadRequest
+	case codes.Unauthenticated:
+		return http.StatusUnauthorized
+	case codes.PermissionDenied:
+		return http.StatusForbidden
 	case codes.NotFound:
 		return http.StatusNotFound
 	case codes.Unimplemented:
@@ -133,19 +151,39 @@ func httpStatus(c codes.Code) int {
 		return http.StatusGatewayTimeout
 	case codes.ResourceExhausted:
 		return http.StatusTooManyRequests
-	case codes.Unavailable:
+	case codes.Unavailable, codes.FailedPrecondition:
 		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError
 }
 
+// incoming is the context of a call over gRPC that shows the same.
+func incoming(r *http.Request) context.Context {
+	md := metadata.MD{}
+	if a := r.Header.Values("Authorization"); len(a) > 0 {
+		md.Set("authorization", a...)
+	}
+	p := &peer.Peer{Addr: address(r.RemoteAddr)}
+	if r.TLS != nil {
+		p.AuthInfo = credentials.TLSInfo{State: *r.TLS, CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}}
+	}
+	return peer.NewContext(metadata.NewIncomingContext(r.Context(), md), p)
+}
+
+// address is a client's, as HTTP has it.
+type address string
+
+func (address) Network() string  { return "tcp" }
+func (a address) String() string { return string(a) }
+
 type unary struct {
 	grpc.MethodDesc
-	implementation any
+	Service
+	by grpc.UnaryServerInterceptor
 }
 
 func (u unary) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	answer, err := u.Handler(u.implementation, r.Context(), func(into any) error { return read(r, into) }, nil)
+	answer, err := u.Handler(u.Implementation, incoming(r), func(into any) error { return read(r, into) }, u.by)
 	if err != nil {
 		fail(w, err, false)
 		return
@@ -156,12 +194,14 @@ func (u unary) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 type streaming struct {
 	grpc.StreamDesc
-	implementation any
+	Service
+	by grpc.StreamServerInterceptor
 }
 
 func (s streaming) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	stream := &serverStream{w: w, r: r}
-	if err := s.Handler(s.implementation, stream); err != nil && !errors.Is(r.Context().Err(), context.Canceled) {
+	stream := &serverStream{w: w, r: r, ctx: incoming(r)}
+	info := &grpc.StreamServerInfo{FullMethod: "/" + s.Desc.ServiceName + "/" + s.StreamName, IsServerStream: true}
+	if err := s.by(s.Implementation, stream, info, s.Handler); err != nil && !errors.Is(r.Context().Err(), context.Canceled) {
 		fail(w, err, stream.began)
 	}
 }
@@ -170,6 +210,7 @@ func (s streaming) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type serverStream struct {
 	w     http.ResponseWriter
 	r     *http.Request
+	ctx   context.Context
 	mu    sync.Mutex
 	read  bool
 	began bool
@@ -178,7 +219,7 @@ type serverStream struct {
 func (s *serverStream) SetHeader(metadata.MD) error  { return nil }
 func (s *serverStream) SendHeader(metadata.MD) error { return nil }
 func (s *serverStream) SetTrailer(metadata.MD)       {}
-func (s *serverStream) Context() context.Context     { return s.r.Context() }
+func (s *serverStream) Context() context.Context     { return s.ctx }
 
 func (s *serverStream) RecvMsg(into any) error {
 	if s.read {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -40,7 +41,7 @@ func (s *service) Run(req *flowauditv1.RunRequest, stream flowauditv1.Query_RunS
 
 func serve(t *testing.T, s *service) *httptest.Server {
 	t.Helper()
-	h, err := Handler(Service{&flowauditv1.Query_ServiceDesc, s})
+	h, err := Handler(passing(), Service{&flowauditv1.Query_ServiceDesc, s})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,5 +152,17 @@ func TestOpenAPI(t *testing.T) {
 	}
 	if len(d.Paths) != len(desc.Methods)+len(desc.Streams) || len(d.Components.Schemas) < 10 {
 		t.Errorf("%d paths, %d schemas", len(d.Paths), len(d.Components.Schemas))
+	}
+}
+
+// passing lets everything in.
+func passing() Interceptors {
+	return Interceptors{
+		Unary: func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+			return handler(ctx, req)
+		},
+		Stream: func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+			return handler(srv, stream)
+		},
 	}
 }

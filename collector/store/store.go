@@ -17,8 +17,15 @@ var ErrArgument = errors.New("invalid argument")
 // disks and connections: sending it again is in vain.
 var ErrBatch = errors.New("batch cannot be stored")
 
+// ErrSight says that a question is for readers who see everything.
+var ErrSight = errors.New("this is for readers of the whole cluster")
+
 // Store keeps flows, their coverage and the keys of the batches that brought
 // them. Every method may be called at any time from any goroutine.
+//
+// What readers ask takes their flow.Sight, and answers, counts and orders what
+// shows of the flows only: no filter finds a flow by what is withheld of it.
+// The zero Sight gets nothing.
 //
 // storetest.Run is the contract in executable form: every store passes it.
 type Store interface {
@@ -29,26 +36,27 @@ type Store interface {
 	// none of the batches is stored. ErrBatch means that one of them never can be.
 	Append(ctx context.Context, batches []flow.Batch) (duplicate []bool, err error)
 
-	// Flows gives the flows that pass the filter to yield, merged by flow.Merge,
-	// ordered by Start, and ends early when yield returns false.
+	// Flows gives the flows that show and pass the filter to yield, merged by
+	// flow.Merge, ordered by Start, and ends early when yield returns false.
 	Flows(ctx context.Context, req FlowsRequest, yield func(flow.Flow) bool) error
 
-	// Count returns how many flows and connections pass the filter.
-	Count(ctx context.Context, filter flow.Filter) (flows, connections uint64, err error)
+	// Count returns how many flows and connections show and pass the filter.
+	Count(ctx context.Context, sight flow.Sight, filter flow.Filter) (flows, connections uint64, err error)
 
-	// Query answers a named question of package queries.
-	Query(ctx context.Context, name string, args map[string]string) (Rows, error)
+	// Query answers a named question of package queries by what shows; ErrSight
+	// where the question needs everything.
+	Query(ctx context.Context, sight flow.Sight, name string, args map[string]string) (Rows, error)
 
 	// SQL answers one SELECT over the views of queries.Views, in the store's own
 	// dialect. It can change nothing, and read nothing else. An answer of more
 	// rows than maxRows is an error, as is everything that the asker can mend:
-	// these are ErrArgument.
-	SQL(ctx context.Context, text string, maxRows int) (Rows, error)
+	// these are ErrArgument. It is ErrSight but for a sight of everything.
+	SQL(ctx context.Context, sight flow.Sight, text string, maxRows int) (Rows, error)
 
 	// Coverage says how much of the time from since to until each node was
 	// watched. A node that reported at any time within the retention, but not
 	// in that range, is listed with nothing covered.
-	Coverage(ctx context.Context, since, until time.Time) (flow.Coverage, error)
+	Coverage(ctx context.Context, sight flow.Sight, since, until time.Time) (flow.Coverage, error)
 
 	// Reports gives what nodes reported, not merged, of the flows that start
 	// from since until before until, in an order that is the same each time.
@@ -72,18 +80,19 @@ type Store interface {
 	// before it unless that deleted the object, and then every change until
 	// until, ordered by time; it ends early when yield returns false. A zero
 	// since begins with the first change that is kept.
-	Timeline(ctx context.Context, since, until time.Time, yield func(flow.Change) bool) error
+	Timeline(ctx context.Context, sight flow.Sight, since, until time.Time, yield func(flow.Change) bool) error
 
 	// Edges gives the edges of the hours that touch the time from Since to Until
 	// to yield, each once for the whole range, and ends early when yield
-	// returns false. The edges of flows that retention deleted are kept until
+	// returns false. Edges that look alike by the sight are one. The edges of flows that retention deleted are kept until
 	// RetainEdges.
 	Edges(ctx context.Context, req EdgesRequest, yield func(*flow.Edge) bool) error
 
 	// EdgeHours gives what edges counted in single hours to yield, hour by hour
 	// but for what has just arrived, of those that keep accepts: keep is asked
 	// once an edge, with its sum. What yield is given is valid during the call;
-	// it ends early when yield returns false.
+	// it ends early when yield returns false. It is ErrSight but for a sight of
+	// everything.
 	EdgeHours(ctx context.Context, req EdgesRequest, keep func(*flow.Edge) bool, yield func(*flow.Edge) bool) error
 
 	// Put keeps documents and returns after they are durable. Of those of a kind
@@ -116,10 +125,28 @@ type Store interface {
 
 // FlowsRequest asks for flows.
 type FlowsRequest struct {
+	Sight  flow.Sight
 	Filter flow.Filter
 	// First and Last limit the answer to the oldest or the newest flows; at
 	// most one of them is set, 0 does not limit.
 	First, Last int
+}
+
+// See is a flow as it shows; false if it does not, or does not pass the filter then.
+func (r *FlowsRequest) See(f flow.Flow) (flow.Flow, bool) {
+	shown, ok := r.Sight.Flow(f)
+	return shown, ok && r.Filter.Matches(&shown)
+}
+
+// SeeAll are those of flows that See gives, in the same memory.
+func (r *FlowsRequest) SeeAll(flows []flow.Flow) []flow.Flow {
+	out := flows[:0]
+	for _, f := range flows {
+		if shown, ok := r.See(f); ok {
+			out = append(out, shown)
+		}
+	}
+	return out
 }
 
 // Watched is a time that an agent watched a node.
@@ -142,6 +169,7 @@ const ShortLived = "signal"
 
 // EdgesRequest asks for edges. A zero Since is unbounded.
 type EdgesRequest struct {
+	Sight        flow.Sight
 	Since, Until time.Time
 }
 

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -30,6 +31,12 @@ type Options struct {
 	// ServiceAccount token changes. It is not sent in the clear, but to a unix
 	// socket or loopback.
 	TokenFile string
+	// Token, if set, gives a bearer token where there is no TokenFile; empty is
+	// none. It is sent over TLS only, and asked for once.
+	Token func(ctx context.Context) (string, error)
+	// ClientCertificate, if set, gives a certificate where there is no Cert, in
+	// case that the collector knows who signed it; nil is none.
+	ClientCertificate func() (*tls.Certificate, error)
 }
 
 // Flags adds the TLS options to a flag set.
@@ -62,6 +69,8 @@ func (o Options) Conn() (*grpc.ClientConn, error) {
 			return nil, fmt.Errorf("--token-file needs TLS: in the clear anybody on the way to %s could take the token", o.Address)
 		}
 		options = append(options, grpc.WithPerRPCCredentials(token{file: o.TokenFile, secure: o.secure()}))
+	} else if o.Token != nil && o.secure() {
+		options = append(options, grpc.WithPerRPCCredentials(&givenToken{give: o.Token}))
 	}
 	conn, err := grpc.NewClient(o.Address, options...)
 	if err != nil {
@@ -137,6 +146,37 @@ func (t token) GetRequestMetadata(context.Context, ...string) (map[string]string
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
 func (t token) RequireTransportSecurity() bool { return t.secure }
 
+// givenToken is a bearer token that somebody gives.
+type givenToken struct {
+	give func(context.Context) (string, error)
+	once sync.Once
+	text string
+	err  error
+}
+
+// GetRequestMetadata implements credentials.PerRPCCredentials.
+func (t *givenToken) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
+	t.once.Do(func() { t.text, t.err = t.give(ctx) })
+	if t.err != nil || t.text == "" {
+		return nil, t.err
+	}
+	return map[string]string{"authorization": "Bearer " + t.text}, nil
+}
+
+// RequireTransportSecurity implements credentials.PerRPCCredentials.
+func (*givenToken) RequireTransportSecurity() bool { return true }
+
+// offer gives a certificate where the collector takes it.
+func offer(give func() (*tls.Certificate, error)) func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	return func(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		c, err := give()
+		if err != nil || c == nil || asked.SupportsCertificate(c) != nil {
+			return &tls.Certificate{}, err
+		}
+		return c, nil
+	}
+}
+
 // config reads the certificates.
 func (o Options) config() (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: o.ServerName}
@@ -159,6 +199,8 @@ func (o Options) config() (*tls.Config, error) {
 			return nil, fmt.Errorf("read certificate: %w", err)
 		}
 		config.Certificates = []tls.Certificate{pair}
+	} else if o.ClientCertificate != nil {
+		config.GetClientCertificate = offer(o.ClientCertificate)
 	}
 	return config, nil
 }

@@ -56,7 +56,7 @@ func Copy(ctx context.Context, from, to store.Store, days []time.Time, log *slog
 
 func copyTimeline(ctx context.Context, from, to store.Store, until time.Time) error {
 	var changes []flow.Change
-	if err := from.Timeline(ctx, time.Time{}, until, func(c flow.Change) bool { changes = append(changes, c); return true }); err != nil {
+	if err := from.Timeline(ctx, flow.SeeAll(), time.Time{}, until, func(c flow.Change) bool { changes = append(changes, c); return true }); err != nil {
 		return fmt.Errorf("copy timeline: %w", err)
 	}
 	return recordInto(ctx, to, changes)
@@ -69,7 +69,7 @@ func recordInto(ctx context.Context, to store.Store, changes []flow.Change) erro
 		return nil
 	}
 	has := false
-	if err := to.Timeline(ctx, time.Time{}, changes[len(changes)-1].Time, func(flow.Change) bool { has = true; return false }); err != nil {
+	if err := to.Timeline(ctx, flow.SeeAll(), time.Time{}, changes[len(changes)-1].Time, func(flow.Change) bool { has = true; return false }); err != nil {
 		return fmt.Errorf("store timeline: %w", err)
 	}
 	if has {

@@ -74,7 +74,7 @@ func wholeDays(t *testing.T, s store.Store) []time.Time {
 
 func timelineOf(t *testing.T, s store.Store) (out []flow.Change) {
 	t.Helper()
-	if err := s.Timeline(t.Context(), time.Time{}, day0.Add(9*Day), func(c flow.Change) bool { out = append(out, c); return true }); err != nil {
+	if err := s.Timeline(t.Context(), flow.SeeAll(), time.Time{}, day0.Add(9*Day), func(c flow.Change) bool { out = append(out, c); return true }); err != nil {
 		t.Fatal(err)
 	}
 	return out

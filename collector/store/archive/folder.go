@@ -120,7 +120,7 @@ func (f Folder) exportDay(ctx context.Context, from store.Store, day time.Time, 
 
 func (f Folder) exportTimeline(ctx context.Context, from store.Store, until time.Time) error {
 	var rows []changeRow
-	err := from.Timeline(ctx, time.Time{}, until, func(c flow.Change) bool {
+	err := from.Timeline(ctx, flow.SeeAll(), time.Time{}, until, func(c flow.Change) bool {
 		rows = append(rows, changeRow{c.Time, c.Cluster, int32(c.Kind), c.Namespace, c.Name, c.Author, c.Deleted, string(c.Object)})
 		return true
 	})

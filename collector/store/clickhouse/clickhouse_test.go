@@ -48,7 +48,7 @@ func sumsOf(t *testing.T, s *Store) (out sums) {
 		&out.flows: "SELECT sum(connections) FROM flows", &out.denied: "SELECT sum(connections) FROM flows WHERE verdict = 'denied'",
 		&out.edges: "SELECT sum(connections) FROM edges", &out.batches: "SELECT count() FROM coverage", &out.gaps: "SELECT count() FROM gaps",
 	} {
-		rows, err := s.SQL(t.Context(), text, 1)
+		rows, err := s.SQL(t.Context(), flow.SeeAll(), text, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -159,7 +159,7 @@ func collectorsAtOnce(t *testing.T, lag time.Duration, settled func(*Store), url
 				if _, err := stores[i].Append(t.Context(), []flow.Batch{batchOf(sequence+1, 30)}); err != nil {
 					t.Error(err)
 				}
-				if err := stores[i].Edges(t.Context(), store.EdgesRequest{Until: storetest.T0}, func(*flow.Edge) bool { return true }); err != nil {
+				if err := stores[i].Edges(t.Context(), store.EdgesRequest{Sight: flow.SeeAll(), Until: storetest.T0}, func(*flow.Edge) bool { return true }); err != nil {
 					t.Error(err)
 				}
 			}
@@ -217,7 +217,7 @@ func TestViewsOfVersion1(t *testing.T) {
 				t.Fatalf("%s: %v", q, err)
 			}
 		}
-		rows, err := s.SQL(t.Context(), "SELECT refused_at FROM flows", 10)
+		rows, err := s.SQL(t.Context(), flow.SeeAll(), "SELECT refused_at FROM flows", 10)
 		if err != nil || len(rows.Rows) != 1 {
 			t.Errorf("%+v, %v", rows, err)
 		}

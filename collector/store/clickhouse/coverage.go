@@ -12,7 +12,7 @@ import (
 )
 
 // Coverage implements store.Store.
-func (s *Store) Coverage(ctx context.Context, since, until time.Time) (flow.Coverage, error) {
+func (s *Store) Coverage(ctx context.Context, sight flow.Sight, since, until time.Time) (flow.Coverage, error) {
 	c := flow.Coverage{Since: since, Until: until}
 	nodes := make(map[string]*flow.NodeCoverage)
 	for _, read := range []func(context.Context, int64, int64, map[string]*flow.NodeCoverage) error{s.nodes, s.coveredTime, s.newestGaps} {
@@ -24,7 +24,7 @@ func (s *Store) Coverage(ctx context.Context, since, until time.Time) (flow.Cove
 		c.Nodes = append(c.Nodes, *n)
 	}
 	slices.SortFunc(c.Nodes, func(a, b flow.NodeCoverage) int { return strings.Compare(a.Node, b.Node) })
-	return c, nil
+	return sight.Coverage(c), nil
 }
 
 // nodes lists who ever reported, with what each said last about its limits.

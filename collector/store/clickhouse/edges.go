@@ -271,11 +271,35 @@ func (s *Store) Edges(ctx context.Context, req store.EdgesRequest, yield func(*f
 	if err := s.sumUp(ctx); err != nil {
 		return err
 	}
-	return s.readEdges(ctx, req, "id", "1", func(_ uint64, e *flow.Edge) bool { return yield(e) })
+	seen := flow.NewSeenEdges(req.Sight, yield)
+	if err := s.readEdges(ctx, req, "id", edgeCondition(req.Sight), func(_ uint64, e *flow.Edge) bool { return seen.Add(e) }); err != nil {
+		return err
+	}
+	seen.Close()
+	return nil
+}
+
+// edgeCondition leaves out what does not show.
+func edgeCondition(sight flow.Sight) string {
+	switch {
+	case sight.All():
+		return "1"
+	case sight.Nothing():
+		return "0"
+	}
+	names := sight.Namespaces()
+	for i, n := range names {
+		names[i] = quote(n)
+	}
+	list := strings.Join(names, ", ")
+	return fmt.Sprintf("cluster = %s AND (src_namespace IN (%s) OR dst_namespace IN (%[2]s))", quote(sight.Cluster()), list)
 }
 
 // EdgeHours implements store.Store.
 func (s *Store) EdgeHours(ctx context.Context, req store.EdgesRequest, keep, yield func(*flow.Edge) bool) error {
+	if !req.Sight.All() {
+		return store.ErrSight
+	}
 	if err := s.sumUp(ctx); err != nil {
 		return err
 	}

@@ -21,10 +21,10 @@ const mergeSlack = 15 * time.Second
 // Flows implements store.Store.
 func (s *Store) Flows(ctx context.Context, req store.FlowsRequest, yield func(flow.Flow) bool) error {
 	if req.Last > 0 {
-		return s.lastFlows(ctx, &req.Filter, req.Last, yield)
+		return s.lastFlows(ctx, &req, yield)
 	}
 	given := 0
-	return s.scan(ctx, &req.Filter, func(f flow.Flow) bool {
+	return s.scan(ctx, &req, func(f flow.Flow) bool {
 		given++
 		return yield(f) && given != req.First
 	})
@@ -32,15 +32,17 @@ func (s *Store) Flows(ctx context.Context, req store.FlowsRequest, yield func(fl
 
 // lastFlows gives the newest n. Reports of several nodes merge, so that more
 // rows than flows are read; where that was not enough, more are.
-func (s *Store) lastFlows(ctx context.Context, f *flow.Filter, n int, yield func(flow.Flow) bool) error {
+func (s *Store) lastFlows(ctx context.Context, req *store.FlowsRequest, yield func(flow.Flow) bool) error {
+	n := req.Last
 	for limit := 2*n + 64; ; limit *= 4 {
 		var all []flow.Flow
 		rows := 0
-		if err := s.scanRows(ctx, f, "start DESC, key", limit, func(r flow.Flow) bool { all = append(all, r); rows++; return true }); err != nil {
+		if err := s.scanRows(ctx, req, "start DESC, key", limit, func(r flow.Flow) bool { all = append(all, r); rows++; return true }); err != nil {
 			return err
 		}
-		all = slices.DeleteFunc(flow.Merge(all, mergeSlack), func(r flow.Flow) bool { return !f.Matches(&r) })
-		if len(all) < n && rows == limit {
+		more := rows == limit
+		all = req.SeeAll(complete(req, all, more))
+		if len(all) < n && more {
 			continue
 		}
 		for _, r := range all[max(0, len(all)-n):] {
@@ -52,10 +54,24 @@ func (s *Store) lastFlows(ctx context.Context, f *flow.Filter, n int, yield func
 	}
 }
 
-// scan gives merged flows in order of their start.
-func (s *Store) scan(ctx context.Context, f *flow.Filter, yield func(flow.Flow) bool) error {
-	m := flow.NewMerger(mergeSlack, func(r flow.Flow) bool { return !f.Matches(&r) || yield(r) })
-	err := s.scanRows(ctx, f, "start, key", 0, m.Add)
+// complete merges the newest reports. Where there are older ones, a reader who
+// does not see everything is shown those flows only of which none is missing:
+// where the reports end follows from flows that do not show.
+func complete(req *store.FlowsRequest, reports []flow.Flow, more bool) []flow.Flow {
+	var whole time.Time
+	if n := len(reports); more && n > 0 && !req.Sight.All() {
+		whole = reports[n-1].Start.Add(mergeSlack)
+	}
+	return slices.DeleteFunc(flow.Merge(reports, mergeSlack), func(f flow.Flow) bool { return f.Start.Before(whole) })
+}
+
+// scan gives merged flows in order of their start, as they show.
+func (s *Store) scan(ctx context.Context, req *store.FlowsRequest, yield func(flow.Flow) bool) error {
+	m := flow.NewMerger(mergeSlack, func(r flow.Flow) bool {
+		shown, ok := req.See(r)
+		return !ok || yield(shown)
+	})
+	err := s.scanRows(ctx, req, "start, key", 0, m.Add)
 	if err == nil {
 		m.Close()
 	}
@@ -63,8 +79,8 @@ func (s *Store) scan(ctx context.Context, f *flow.Filter, yield func(flow.Flow) 
 }
 
 // Count implements store.Store.
-func (s *Store) Count(ctx context.Context, f flow.Filter) (flows, connections uint64, err error) {
-	err = s.scan(ctx, &f, func(r flow.Flow) bool {
+func (s *Store) Count(ctx context.Context, sight flow.Sight, f flow.Filter) (flows, connections uint64, err error) {
+	err = s.scan(ctx, &store.FlowsRequest{Sight: sight, Filter: f}, func(r flow.Flow) bool {
 		flows++
 		connections += r.Connections
 		return true
@@ -92,10 +108,10 @@ func (r *row) scan(rows driver.Rows) error {
 }
 
 // scanRows gives reports as they are stored, those of partner nodes too.
-func (s *Store) scanRows(ctx context.Context, f *flow.Filter, order string, limit int, yield func(flow.Flow) bool) error {
+func (s *Store) scanRows(ctx context.Context, req *store.FlowsRequest, order string, limit int, yield func(flow.Flow) bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // a reader that has seen enough ends the query
-	query, err := rowsQuery(f, order, limit)
+	query, err := rowsQuery(req, order, limit)
 	if err != nil {
 		return fmt.Errorf("read flows: %w", err)
 	}
@@ -141,10 +157,11 @@ func dialect() *columns.Dialect {
 
 // rowsQuery selects the rows whose key, or whose key's partner on another
 // node, passes the filter.
-func rowsQuery(f *flow.Filter, order string, limit int) (string, error) {
+func rowsQuery(req *store.FlowsRequest, order string, limit int) (string, error) {
+	f := &req.Filter
 	query := `SELECT key, start, duration, source_port, connections, counted, tcp_flags, packets_sent, bytes_sent, packets_received, bytes_received FROM flow
 		WHERE copy NOT IN (SELECT copy FROM excluded)`
-	if condition, args := dialect().Condition(f); condition != "" {
+	if condition, args := dialect().Condition(req.Sight, f); condition != "" {
 		// The dialect's columns are those of one table.
 		condition = strings.ReplaceAll(condition, "k.", "")
 		condition, err := bind(condition, args)

@@ -6,12 +6,15 @@ import (
 	"math/big"
 	"reflect"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
 	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/collector/store/columns"
+	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/queries"
 )
 
@@ -19,16 +22,19 @@ import (
 const maxRows = 100_000
 
 // Query implements store.Store.
-func (s *Store) Query(ctx context.Context, name string, given map[string]string) (store.Rows, error) {
+func (s *Store) Query(ctx context.Context, sight flow.Sight, name string, given map[string]string) (store.Rows, error) {
 	q, err := queries.Find(name)
 	if err != nil {
 		return store.Rows{}, fmt.Errorf("%w: %w", store.ErrArgument, err)
+	}
+	if sight.Nothing() || !sight.All() && q.Whole != "" {
+		return store.Rows{}, store.ErrSight
 	}
 	values, err := q.Bind(given, s.o.Now())
 	if err != nil {
 		return store.Rows{}, fmt.Errorf("%w: %w", store.ErrArgument, err)
 	}
-	text, err := inline(q.With(ownTable), values)
+	text, err := inline(q.With(func(table string) string { return ownTable(table, sight) }), values)
 	if err != nil {
 		return store.Rows{}, fmt.Errorf("answer %s: %w", name, err)
 	}
@@ -49,11 +55,24 @@ func (s *Store) Query(ctx context.Context, name string, given map[string]string)
 }
 
 // ownTable makes totals of flows one by one: ClickHouse reads columns fast enough.
-func ownTable(table string) string {
+func ownTable(table string, sight flow.Sight) string {
+	text := table
 	if table == queries.Totals {
-		return "(SELECT *, toUInt64(1) AS flows FROM flows)"
+		text = "(SELECT *, toUInt64(1) AS flows FROM flows)"
 	}
-	return ""
+	if !sight.All() {
+		text = restriction().View(table, text, sight)
+	}
+	return text
+}
+
+func restriction() *columns.Restriction {
+	return &columns.Restriction{
+		// A dollar would be the beginning of an argument.
+		Quote:  func(text string) string { return strings.ReplaceAll(quote(text), "$", `\x24`) },
+		Before: "splitByChar('/', %s)[1]",
+		Keep:   "arrayStringConcat(arrayFilter(rule -> has([%[2]s], splitByChar('/', rule)[1]), splitByChar(',', %[1]s)), ',')",
+	}
 }
 
 // questionSettings make ClickHouse say what the other stores do.

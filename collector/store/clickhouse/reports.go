@@ -13,7 +13,7 @@ import (
 // Reports implements store.Store.
 func (s *Store) Reports(ctx context.Context, since, until time.Time, yield func(flow.Flow) bool) error {
 	order := "start, key, duration, source_port, connections, counted, tcp_flags, packets_sent, bytes_sent, packets_received, bytes_received"
-	return s.scanRows(ctx, &flow.Filter{Since: since, Until: until}, order, 0, func(f flow.Flow) bool {
+	return s.scanRows(ctx, &store.FlowsRequest{Sight: flow.SeeAll(), Filter: flow.Filter{Since: since, Until: until}}, order, 0, func(f flow.Flow) bool {
 		return f.Start.Before(since) || !f.Start.Before(until) || yield(f)
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 
 	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/queries"
 )
 
@@ -23,7 +24,10 @@ const (
 // which it changes nothing, neither data nor settings. The text is looked at
 // before: a read-only user may still read the server's own tables, and
 // whatever files and addresses its functions reach.
-func (s *Store) SQL(ctx context.Context, text string, maxRows int) (store.Rows, error) {
+func (s *Store) SQL(ctx context.Context, sight flow.Sight, text string, maxRows int) (store.Rows, error) {
+	if !sight.All() {
+		return store.Rows{}, store.ErrSight
+	}
 	if err := s.checkSQL(ctx, text); err != nil {
 		return store.Rows{}, err
 	}

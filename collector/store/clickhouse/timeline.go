@@ -119,7 +119,7 @@ func (s *Store) newest(ctx context.Context, changes []flow.Change) (map[changeKe
 const changeColumns = "sequence, time, cluster, kind, namespace, name, author, deleted, object"
 
 // Timeline implements store.Store.
-func (s *Store) Timeline(ctx context.Context, since, until time.Time, yield func(flow.Change) bool) error {
+func (s *Store) Timeline(ctx context.Context, sight flow.Sight, since, until time.Time, yield func(flow.Change) bool) error {
 	from := int64(0)
 	if !since.IsZero() {
 		from = since.UnixMilli()
@@ -146,7 +146,7 @@ func (s *Store) Timeline(ctx context.Context, since, until time.Time, yield func
 		if object != "" {
 			c.Object = []byte(object)
 		}
-		if !yield(c) {
+		if sight.Change(&c) && !yield(c) {
 			return nil
 		}
 	}

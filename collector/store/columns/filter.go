@@ -3,6 +3,7 @@ package columns
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/flowaudit/flowaudit/flow"
@@ -20,10 +21,14 @@ type Dialect struct {
 	SourceEnd, DestinationEnd string
 }
 
-// Condition is what a filter says of a key k and its ends, as SQL with the
-// arguments that are bound in it. It begins with " AND", or is empty. It says
-// the same as flow.Filter.Matches.
-func (d *Dialect) Condition(f *flow.Filter) (sql string, args []any) {
+// Condition is what a sight and a filter say of a key k and its ends, as SQL
+// with the arguments that are bound in it. It begins with " AND", or is empty.
+// For a sight of everything it says the same as flow.Filter.Matches. For others
+// it lets through what shows and may pass: who sees the flow as it shows decides.
+func (d *Dialect) Condition(s flow.Sight, f *flow.Filter) (sql string, args []any) {
+	if !s.All() {
+		return d.visible(s, f)
+	}
 	for _, t := range d.selectorTerms(&f.Match) {
 		sql += " AND (" + t.sql + ")"
 		args = append(args, t.args...)
@@ -33,6 +38,38 @@ func (d *Dialect) Condition(f *flow.Filter) (sql string, args []any) {
 		args = append(args, t.args...)
 	}
 	return sql, args
+}
+
+// visible are the flows of a sight that may pass a filter. What a flow must not
+// match is not asked of the columns: they hold what is withheld.
+func (d *Dialect) visible(s flow.Sight, f *flow.Filter) (sql string, args []any) {
+	if s.Nothing() {
+		return " AND (1 = 0)", nil
+	}
+	source, destination := list(d.SourceEnd+"namespace", s.Namespaces()), list(d.DestinationEnd+"namespace", s.Namespaces())
+	sql = " AND (k.cluster = ?) AND (" + source.sql + " OR " + destination.sql + ")"
+	args = append(append([]any{s.Cluster()}, source.args...), destination.args...)
+	match := f.Match
+	if !plainly(&match) {
+		return sql, args
+	}
+	for _, t := range d.selectorTerms(&match) {
+		sql += " AND (" + t.sql + ")"
+		args = append(args, t.args...)
+	}
+	return sql, args
+}
+
+// plainly reports whether nothing that is withheld can meet a selector: what
+// does not show is empty.
+func plainly(s *flow.Selector) bool {
+	for _, e := range []*flow.Ends{&s.Either, &s.From, &s.To} {
+		// The Service's address counts as that of an end which has none.
+		if len(e.Prefixes) > 0 || slices.ContainsFunc(e.Workloads, func(w flow.WorkloadName) bool { return w.Name == "" }) {
+			return false
+		}
+	}
+	return !slices.Contains(s.Nodes, "") && !slices.Contains(s.RefusedAt, flow.PlaceUnknown)
 }
 
 type term struct {

@@ -15,7 +15,7 @@ import (
 )
 
 // Coverage implements store.Store.
-func (s *Store) Coverage(ctx context.Context, since, until time.Time) (flow.Coverage, error) {
+func (s *Store) Coverage(ctx context.Context, sight flow.Sight, since, until time.Time) (flow.Coverage, error) {
 	s.read.RLock()
 	defer s.read.RUnlock()
 	c := flow.Coverage{Since: since, Until: until}
@@ -30,7 +30,7 @@ func (s *Store) Coverage(ctx context.Context, since, until time.Time) (flow.Cove
 		c.Nodes = append(c.Nodes, *n)
 	}
 	slices.SortFunc(c.Nodes, func(a, b flow.NodeCoverage) int { return strings.Compare(a.Node, b.Node) })
-	return c, nil
+	return sight.Coverage(c), nil
 }
 
 // overAll makes one query of a query for each slice that may tell of a time or

@@ -29,16 +29,21 @@ func (s *Store) Edges(ctx context.Context, req store.EdgesRequest, yield func(*f
 			return fmt.Errorf("read edges of %s: %w", m.path, err)
 		}
 	}
+	seen := flow.NewSeenEdges(req.Sight, yield)
 	for _, e := range sum.order {
-		if !yield(e) {
+		if !seen.Add(e) {
 			return nil
 		}
 	}
+	seen.Close()
 	return nil
 }
 
 // EdgeHours implements store.Store.
 func (s *Store) EdgeHours(ctx context.Context, req store.EdgesRequest, keep, yield func(*flow.Edge) bool) error {
+	if !req.Sight.All() {
+		return store.ErrSight
+	}
 	s.read.RLock()
 	defer s.read.RUnlock()
 	for _, begin := range slices.SortedFunc(maps.Keys(s.months), time.Time.Compare) {

@@ -37,7 +37,7 @@ func BenchmarkEdgesOfAMonth(b *testing.B) {
 	}
 	for b.Loop() {
 		n, hours := 0, 0
-		err := s.Edges(ctx, store.EdgesRequest{Since: begin, Until: begin.AddDate(0, 0, 30)}, func(e *flow.Edge) bool { n++; hours += e.Hours; return true })
+		err := s.Edges(ctx, store.EdgesRequest{Sight: flow.SeeAll(), Since: begin, Until: begin.AddDate(0, 0, 30)}, func(e *flow.Edge) bool { n++; hours += e.Hours; return true })
 		if err != nil {
 			b.Fatal(err)
 		}

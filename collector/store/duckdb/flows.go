@@ -23,12 +23,12 @@ func (s *Store) Flows(ctx context.Context, req store.FlowsRequest, yield func(fl
 	defer s.read.RUnlock()
 	switch {
 	case req.Last > s.inMemory:
-		return s.manyLastFlows(ctx, req.Filter, req.Last, yield)
+		return s.manyLastFlows(ctx, req, yield)
 	case req.Last > 0:
-		return s.lastFlows(ctx, &req.Filter, req.Last, yield)
+		return s.lastFlows(ctx, &req, yield)
 	}
 	given := 0
-	return s.scan(ctx, &req.Filter, "start", 0, func(f flow.Flow) bool {
+	return s.scan(ctx, &req, "start", 0, func(f flow.Flow) bool {
 		given++
 		return yield(f) && given != req.First
 	})
@@ -36,16 +36,18 @@ func (s *Store) Flows(ctx context.Context, req store.FlowsRequest, yield func(fl
 
 // lastFlows gives the newest n. Reports of several nodes merge, so that more
 // rows than flows are read; where that was not enough, more are.
-func (s *Store) lastFlows(ctx context.Context, f *flow.Filter, n int, yield func(flow.Flow) bool) error {
+func (s *Store) lastFlows(ctx context.Context, req *store.FlowsRequest, yield func(flow.Flow) bool) error {
+	n := req.Last
 	for limit := 2*n + 64; ; limit *= 4 {
 		var all []flow.Flow
 		rows := 0
-		err := s.scanRows(ctx, f, "start DESC", limit, func(r flow.Flow) bool { all = append(all, r); rows++; return true })
+		err := s.scanRows(ctx, req, "start DESC", limit, func(r flow.Flow) bool { all = append(all, r); rows++; return true })
 		if err != nil {
 			return err
 		}
-		all = slices.DeleteFunc(flow.Merge(all, mergeSlack), func(r flow.Flow) bool { return !f.Matches(&r) })
-		if len(all) < n && rows == limit {
+		more := rows == limit
+		all = req.SeeAll(complete(req, all, more))
+		if len(all) < n && more {
 			continue
 		}
 		for _, r := range all[max(0, len(all)-n):] {
@@ -62,10 +64,11 @@ const maxInMemory = 10_000
 
 // manyLastFlows gives the newest n without holding them: it finds when they
 // begin, counts the flows from there on, and then leaves out those too many.
-func (s *Store) manyLastFlows(ctx context.Context, f flow.Filter, n int, yield func(flow.Flow) bool) error {
+func (s *Store) manyLastFlows(ctx context.Context, req store.FlowsRequest, yield func(flow.Flow) bool) error {
+	f, n := &req.Filter, req.Last
 	given := f.Since
 	for limit := 2*n + 64; ; limit *= 4 {
-		query, args, _ := s.rowsQuery(&f, "start DESC", limit)
+		query, args, _ := s.rowsQuery(&req, "start DESC", limit)
 		if query == "" {
 			return nil
 		}
@@ -80,7 +83,7 @@ func (s *Store) manyLastFlows(ctx context.Context, f flow.Filter, n int, yield f
 		}
 		total := 0
 		late := func(r *flow.Flow) bool { return all || !r.Start.Before(f.Since) }
-		err := s.scan(ctx, &f, "start", 0, func(r flow.Flow) bool {
+		err := s.scan(ctx, &req, "start", 0, func(r flow.Flow) bool {
 			if late(&r) {
 				total++
 			}
@@ -94,7 +97,7 @@ func (s *Store) manyLastFlows(ctx context.Context, f flow.Filter, n int, yield f
 			continue
 		}
 		skip, left := max(0, total-n), n
-		return s.scan(ctx, &f, "start", 0, func(r flow.Flow) bool {
+		return s.scan(ctx, &req, "start", 0, func(r flow.Flow) bool {
 			switch {
 			case !late(&r):
 				return true
@@ -108,10 +111,24 @@ func (s *Store) manyLastFlows(ctx context.Context, f flow.Filter, n int, yield f
 	}
 }
 
-// scan gives merged flows in order of their start.
-func (s *Store) scan(ctx context.Context, f *flow.Filter, order string, limit int, yield func(flow.Flow) bool) error {
-	m := flow.NewMerger(mergeSlack, func(r flow.Flow) bool { return !f.Matches(&r) || yield(r) })
-	err := s.scanRows(ctx, f, order, limit, m.Add)
+// complete merges the newest reports. Where there are older ones, a reader who
+// does not see everything is shown those flows only of which none is missing:
+// where the reports end follows from flows that do not show.
+func complete(req *store.FlowsRequest, reports []flow.Flow, more bool) []flow.Flow {
+	var whole time.Time
+	if n := len(reports); more && n > 0 && !req.Sight.All() {
+		whole = reports[n-1].Start.Add(mergeSlack)
+	}
+	return slices.DeleteFunc(flow.Merge(reports, mergeSlack), func(f flow.Flow) bool { return f.Start.Before(whole) })
+}
+
+// scan gives merged flows in order of their start, as they show.
+func (s *Store) scan(ctx context.Context, req *store.FlowsRequest, order string, limit int, yield func(flow.Flow) bool) error {
+	m := flow.NewMerger(mergeSlack, func(r flow.Flow) bool {
+		shown, ok := req.See(r)
+		return !ok || yield(shown)
+	})
+	err := s.scanRows(ctx, req, order, limit, m.Add)
 	if err == nil {
 		m.Close()
 	}
@@ -119,8 +136,8 @@ func (s *Store) scan(ctx context.Context, f *flow.Filter, order string, limit in
 }
 
 // scanRows gives reports as they are stored, those of partner nodes too.
-func (s *Store) scanRows(ctx context.Context, f *flow.Filter, order string, limit int, yield func(flow.Flow) bool) error {
-	query, args, used := s.rowsQuery(f, order, limit)
+func (s *Store) scanRows(ctx context.Context, req *store.FlowsRequest, order string, limit int, yield func(flow.Flow) bool) error {
+	query, args, used := s.rowsQuery(req, order, limit)
 	if query == "" {
 		return nil
 	}
@@ -159,7 +176,8 @@ func (s *Store) scanRows(ctx context.Context, f *flow.Filter, order string, limi
 }
 
 // rowsQuery selects rows of all slices that may hold what is wanted.
-func (s *Store) rowsQuery(f *flow.Filter, order string, limit int) (query string, args []any, used []*slice) {
+func (s *Store) rowsQuery(req *store.FlowsRequest, order string, limit int) (query string, args []any, used []*slice) {
+	f := &req.Filter
 	var parts []string
 	for _, sl := range s.holding() {
 		held := sl.held.Load()
@@ -168,7 +186,7 @@ func (s *Store) rowsQuery(f *flow.Filter, order string, limit int) (query string
 			continue
 		}
 		for _, table := range []string{"flow", "denied"} {
-			part, partArgs := sl.rowsQuery(f, table, len(used))
+			part, partArgs := sl.rowsQuery(req, table, len(used))
 			if limit > 0 {
 				part = fmt.Sprintf("(%s ORDER BY %s LIMIT %d)", part, order, limit)
 			}
@@ -196,9 +214,10 @@ func dialect() *columns.Dialect {
 
 // rowsQuery selects rows of a slice's table whose key, or whose key's partner
 // on another node, passes the filter.
-func (sl *slice) rowsQuery(f *flow.Filter, table string, number int) (query string, args []any) {
+func (sl *slice) rowsQuery(req *store.FlowsRequest, table string, number int) (query string, args []any) {
+	f := &req.Filter
 	query = fmt.Sprintf("SELECT %d AS slice, %s FROM %s.%s WHERE true", number, rowColumns, sl.name, table)
-	if condition, bound := dialect().Condition(f); condition != "" {
+	if condition, bound := dialect().Condition(req.Sight, f); condition != "" {
 		own := "<>"
 		if table == "denied" {
 			own = "="
@@ -226,10 +245,10 @@ func (sl *slice) matchedKeys(condition string) string {
 }
 
 // Count implements store.Store.
-func (s *Store) Count(ctx context.Context, f flow.Filter) (flows, connections uint64, err error) {
+func (s *Store) Count(ctx context.Context, sight flow.Sight, f flow.Filter) (flows, connections uint64, err error) {
 	s.read.RLock()
 	defer s.read.RUnlock()
-	err = s.scan(ctx, &f, "start", 0, func(r flow.Flow) bool {
+	err = s.scan(ctx, &store.FlowsRequest{Sight: sight, Filter: f}, "start", 0, func(r flow.Flow) bool {
 		flows++
 		connections += r.Connections
 		return true

@@ -91,11 +91,11 @@ func (f *filling) append(t *testing.T) error {
 func (f *filling) holds(t *testing.T, s *Store) {
 	t.Helper()
 	want := int64(f.stored) * int64(len(f.flows))
-	rows, err := s.SQL(t.Context(), "SELECT count(*) FROM flows", 1)
+	rows, err := s.SQL(t.Context(), flow.SeeAll(), "SELECT count(*) FROM flows", 1)
 	if err != nil || rows.Rows[0][0] != want {
 		t.Errorf("%v flows (%v), want the %d that were acknowledged", rows.Rows, err, want)
 	}
-	rows, err = s.Query(t.Context(), "assessments", map[string]string{"since": "2000-01-01"})
+	rows, err = s.Query(t.Context(), flow.SeeAll(), "assessments", map[string]string{"since": "2000-01-01"})
 	var sum int64
 	for _, r := range rows.Rows {
 		sum += r[3].(int64)

@@ -24,7 +24,7 @@ func TestManyLastFlows(t *testing.T) {
 		for _, n := range []int{1, 50, 3000, 1 << 40} {
 			last := func(inMemory int) (starts []int64) {
 				s.inMemory = inMemory
-				err := s.Flows(t.Context(), store.FlowsRequest{Filter: filter, Last: n}, func(f flow.Flow) bool {
+				err := s.Flows(t.Context(), store.FlowsRequest{Sight: flow.SeeAll(), Filter: filter, Last: n}, func(f flow.Flow) bool {
 					starts = append(starts, f.Start.UnixMilli())
 					return true
 				})

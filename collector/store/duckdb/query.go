@@ -11,6 +11,8 @@ import (
 	"github.com/duckdb/duckdb-go/v2"
 
 	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/collector/store/columns"
+	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/queries"
 )
 
@@ -18,10 +20,13 @@ import (
 const maxRows = 100_000
 
 // Query implements store.Store.
-func (s *Store) Query(ctx context.Context, name string, given map[string]string) (store.Rows, error) {
+func (s *Store) Query(ctx context.Context, sight flow.Sight, name string, given map[string]string) (store.Rows, error) {
 	q, err := queries.Find(name)
 	if err != nil {
 		return store.Rows{}, fmt.Errorf("%w: %w", store.ErrArgument, err)
+	}
+	if sight.Nothing() || !sight.All() && q.Whole != "" {
+		return store.Rows{}, store.ErrSight
 	}
 	values, err := q.Bind(given, s.o.Now())
 	if err != nil {
@@ -55,10 +60,14 @@ func (s *Store) Query(ctx context.Context, name string, given map[string]string)
 		}
 	}
 	rows, err := conn.QueryContext(ctx, q.With(func(table string) string {
-		if table == queries.Totals {
-			return totals
+		text := totals
+		if table != queries.Totals {
+			text = "(" + s.view(table, since) + ")"
 		}
-		return "(" + s.view(table, since) + ")"
+		if !sight.All() {
+			text = restriction().View(table, text, sight)
+		}
+		return text
 	}), args...)
 	if err != nil {
 		return store.Rows{}, fmt.Errorf("answer %s: %w", name, err)
@@ -69,6 +78,12 @@ func (s *Store) Query(ctx context.Context, name string, given map[string]string)
 		q.Present(answer.Columns, r)
 	}
 	return answer, err
+}
+
+func restriction() *columns.Restriction {
+	return &columns.Restriction{
+		Quote: quote, Before: "split_part(%s, '/', 1)", Keep: "array_to_string([rule FOR rule IN string_split(%[1]s, ',') IF split_part(rule, '/', 1) IN (%[2]s)], ',')",
+	}
 }
 
 // reading begins a transaction that sees each file as it is when it is first

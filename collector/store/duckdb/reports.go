@@ -14,7 +14,7 @@ import (
 func (s *Store) Reports(ctx context.Context, since, until time.Time, yield func(flow.Flow) bool) error {
 	s.read.RLock()
 	defer s.read.RUnlock()
-	return s.scanRows(ctx, &flow.Filter{Since: since, Until: until}, "start, slice, "+rowColumns, 0, func(f flow.Flow) bool {
+	return s.scanRows(ctx, &store.FlowsRequest{Sight: flow.SeeAll(), Filter: flow.Filter{Since: since, Until: until}}, "start, slice, "+rowColumns, 0, func(f flow.Flow) bool {
 		return f.Start.Before(since) || !f.Start.Before(until) || yield(f)
 	})
 }

@@ -50,7 +50,7 @@ func TestOlderFilesAreConverted(t *testing.T) {
 	for _, when := range []string{"converted", "opened again"} {
 		s := open(t, dir, now)
 		var flows []string
-		err := s.Flows(t.Context(), store.FlowsRequest{}, func(f flow.Flow) bool {
+		err := s.Flows(t.Context(), store.FlowsRequest{Sight: flow.SeeAll()}, func(f flow.Flow) bool {
 			flows = append(flows, fmt.Sprintf("%s %s %d ×%d %s", f.Verdict, f.Source.Pod, f.Port, f.Connections, f.Assessment))
 			return true
 		})
@@ -76,7 +76,7 @@ func TestOlderFilesAreConverted(t *testing.T) {
 			if strings.HasSuffix(question, "address") {
 				arguments["address"] = "10.0.0.1"
 			}
-			rows, err := s.Query(t.Context(), question, arguments)
+			rows, err := s.Query(t.Context(), flow.SeeAll(), question, arguments)
 			if got := fmt.Sprint(rows.Rows); err != nil || got != want && fmt.Sprintf("%d rows", len(rows.Rows)) != want {
 				t.Errorf("%s: %s: %s (%v), want %s", when, question, got, err, want)
 			}

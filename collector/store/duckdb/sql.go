@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/queries"
 )
 
@@ -16,7 +17,10 @@ import (
 // parser must find one SELECT that names nothing but the views, the
 // transaction is read-only, and the configuration that keeps DuckDB from files
 // and extensions is locked.
-func (s *Store) SQL(ctx context.Context, text string, maxRows int) (out store.Rows, err error) {
+func (s *Store) SQL(ctx context.Context, sight flow.Sight, text string, maxRows int) (out store.Rows, err error) {
+	if !sight.All() {
+		return out, store.ErrSight
+	}
 	if err := s.checkSQL(ctx, text); err != nil {
 		return out, err
 	}

@@ -112,7 +112,7 @@ func boolByte(b bool) uint8 {
 const changeColumns = "sequence, time, cluster, kind, namespace, name, author, deleted, object"
 
 // Timeline implements store.Store.
-func (s *Store) Timeline(ctx context.Context, since, until time.Time, yield func(flow.Change) bool) error {
+func (s *Store) Timeline(ctx context.Context, sight flow.Sight, since, until time.Time, yield func(flow.Change) bool) error {
 	s.read.RLock()
 	defer s.read.RUnlock()
 	from := int64(0)
@@ -123,7 +123,7 @@ func (s *Store) Timeline(ctx context.Context, since, until time.Time, yield func
 		SELECT * FROM (SELECT * FROM timeline.change WHERE time < $1 QUALIFY row_number() OVER
 			(PARTITION BY cluster, kind, namespace, name ORDER BY time DESC, sequence DESC) = 1) WHERE deleted = 0
 		UNION ALL SELECT * FROM timeline.change WHERE time >= $1 AND time <= $2) ORDER BY time, sequence`
-	if err := s.changes(ctx, query, []any{from, until.UnixMilli()}, func(_ uint64, c flow.Change) bool { return yield(c) }); err != nil {
+	if err := s.changes(ctx, query, []any{from, until.UnixMilli()}, func(_ uint64, c flow.Change) bool { return !sight.Change(&c) || yield(c) }); err != nil {
 		return fmt.Errorf("read timeline: %w", err)
 	}
 	return nil

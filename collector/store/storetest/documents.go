@@ -68,7 +68,7 @@ func edgeHours(t *testing.T, s Fixture) {
 		must(t, s, batch(seq+1, g.Flows(60, T0.Add(time.Duration(seq)*40*time.Minute), 40*time.Minute)...))
 		s.Advance(40 * time.Minute)
 	}
-	request := store.EdgesRequest{Until: T0.Add(1000 * time.Hour)}
+	request := store.EdgesRequest{Sight: flow.SeeAll(), Until: T0.Add(1000 * time.Hour)}
 	keep := func(e *flow.Edge) bool { return e.Verdict != flow.VerdictAllowed }
 	want := allEdges(t, s, time.Time{}, request.Until)
 	for k, e := range want {

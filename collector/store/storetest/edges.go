@@ -16,7 +16,7 @@ import (
 func allEdges(t *testing.T, s store.Store, since, until time.Time) map[flow.EdgeKey]flow.Edge {
 	t.Helper()
 	out := make(map[flow.EdgeKey]flow.Edge)
-	err := s.Edges(t.Context(), store.EdgesRequest{Since: since, Until: until}, func(e *flow.Edge) bool {
+	err := s.Edges(t.Context(), store.EdgesRequest{Sight: flow.SeeAll(), Since: since, Until: until}, func(e *flow.Edge) bool {
 		if _, twice := out[e.EdgeKey]; twice {
 			t.Errorf("edge %+v is given twice", e.EdgeKey)
 		}
@@ -87,7 +87,7 @@ func edges(t *testing.T, s Fixture) {
 		t.Error("after a restart: ", d)
 	}
 	n := 0
-	if err := again.Edges(t.Context(), store.EdgesRequest{Until: T0.Add(1000 * time.Hour)}, func(*flow.Edge) bool { n++; return false }); err != nil || n != 1 {
+	if err := again.Edges(t.Context(), store.EdgesRequest{Sight: flow.SeeAll(), Until: T0.Add(1000 * time.Hour)}, func(*flow.Edge) bool { n++; return false }); err != nil || n != 1 {
 		t.Errorf("%d edges were given after the first was enough, %v", n, err)
 	}
 	if got := allEdges(t, again, T0.Add(500*time.Hour), T0.Add(1000*time.Hour)); len(got) != 0 {
@@ -127,7 +127,7 @@ func edgesOutlive(t *testing.T, s Fixture) {
 	if _, err := s.Retain(t.Context(), store.Retention{Since: T0.Add(49 * time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(all(t, s, store.FlowsRequest{})); n != 0 {
+	if n := len(all(t, s, store.FlowsRequest{Sight: flow.SeeAll()})); n != 0 {
 		t.Errorf("%d flows are left", n)
 	}
 	got := allEdges(t, s, T0, T0)

@@ -64,7 +64,7 @@ func arguments(q *queries.Question) map[string]string {
 func questions(t *testing.T, s Fixture) {
 	scene(t, s)
 	for _, q := range queries.All() {
-		rows, err := s.Query(t.Context(), q.Name, arguments(&q))
+		rows, err := s.Query(t.Context(), flow.SeeAll(), q.Name, arguments(&q))
 		if err != nil {
 			t.Errorf("%s: %v", q.Name, err)
 			continue
@@ -91,7 +91,7 @@ func questions(t *testing.T, s Fixture) {
 
 func questionsOfNothing(t *testing.T, s Fixture) {
 	for _, q := range queries.All() {
-		rows, err := s.Query(t.Context(), q.Name, arguments(&q))
+		rows, err := s.Query(t.Context(), flow.SeeAll(), q.Name, arguments(&q))
 		if err != nil {
 			t.Errorf("%s: %v", q.Name, err)
 		} else if len(rows.Rows) != 0 || len(rows.Columns) == 0 {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/queries"
 )
 
@@ -21,7 +22,7 @@ func readsSQL(t *testing.T, s Fixture) {
 		"SELECT n FROM (SELECT count(*) AS n FROM gaps) WHERE n IN (SELECT count(*) FROM identities)":        "n\n1\n",
 		"SELECT count(*) AS n FROM changes WHERE name = 'no; such -- \\\\ name'":                             "n\n0\n",
 	} {
-		rows, err := s.SQL(t.Context(), text, 10)
+		rows, err := s.SQL(t.Context(), flow.SeeAll(), text, 10)
 		if err != nil {
 			t.Errorf("%s: %v", text, err)
 			continue
@@ -30,11 +31,11 @@ func readsSQL(t *testing.T, s Fixture) {
 			t.Errorf("%s: %q, want %q", text, got, want)
 		}
 	}
-	if _, err := s.SQL(t.Context(), "SELECT node FROM flows", 20); !errors.Is(err, store.ErrArgument) || !strings.Contains(err.Error(), "20 rows") {
+	if _, err := s.SQL(t.Context(), flow.SeeAll(), "SELECT node FROM flows", 20); !errors.Is(err, store.ErrArgument) || !strings.Contains(err.Error(), "20 rows") {
 		t.Errorf("more rows than allowed: %v", err)
 	}
 	for _, view := range queries.Views() {
-		if _, err := s.SQL(t.Context(), "SELECT * FROM "+view, 1000); err != nil {
+		if _, err := s.SQL(t.Context(), flow.SeeAll(), "SELECT * FROM "+view, 1000); err != nil {
 			t.Errorf("%s: %v", view, err)
 		}
 	}
@@ -61,14 +62,14 @@ func onlyReads(t *testing.T, s Fixture) {
 		"INSTALL httpfs", "LOAD httpfs", "EXPORT DATABASE '" + dir + "/x'",
 	}, fmt.Sprintf("CREATE VIEW y AS SELECT * FROM read_csv('%s')", secret))
 	for _, text := range refused {
-		if rows, err := s.SQL(t.Context(), text, 100); !errors.Is(err, store.ErrArgument) {
+		if rows, err := s.SQL(t.Context(), flow.SeeAll(), text, 100); !errors.Is(err, store.ErrArgument) {
 			t.Errorf("%q: %v, %v; want an error that the asker can mend", text, rows, err)
 		}
 	}
 	if _, err := os.Stat(written); err == nil {
 		t.Error("a file was written")
 	}
-	if got := all(t, s, store.FlowsRequest{}); len(got) != 1 {
+	if got := all(t, s, store.FlowsRequest{Sight: flow.SeeAll()}); len(got) != 1 {
 		t.Errorf("%d flows are left", len(got))
 	}
 	must(t, s, batch(2, sample()))

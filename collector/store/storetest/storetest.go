@@ -83,6 +83,7 @@ func suite() map[string]func(*testing.T, Fixture) {
 		"flows of which only names are known": namesOnly,
 		"hours add up to edges":               edgeHours,
 		"documents":                           documents,
+		"what is withheld is told by nothing": sight,
 	}
 }
 
@@ -152,22 +153,22 @@ func everyField(t *testing.T, s Fixture) {
 		Start: T0.Add(2 * time.Second), End: T0.Add(2 * time.Second), Node: "n1",
 	}
 	must(t, s, batch(1, f, bare))
-	if d := diff([]flow.Flow{f, bare}, all(t, s, store.FlowsRequest{})); d != "" {
+	if d := diff([]flow.Flow{f, bare}, all(t, s, store.FlowsRequest{Sight: flow.SeeAll()})); d != "" {
 		t.Error(d)
 	}
-	if d := diff([]flow.Flow{f, bare}, all(t, s.Reopen(t), store.FlowsRequest{})); d != "" {
+	if d := diff([]flow.Flow{f, bare}, all(t, s.Reopen(t), store.FlowsRequest{Sight: flow.SeeAll()})); d != "" {
 		t.Error("after a restart: ", d)
 	}
 }
 
 func empty(t *testing.T, s Fixture) {
-	if got := all(t, s, store.FlowsRequest{Last: 5}); len(got) != 0 {
+	if got := all(t, s, store.FlowsRequest{Sight: flow.SeeAll(), Last: 5}); len(got) != 0 {
 		t.Errorf("%d flows", len(got))
 	}
-	if c, err := s.Coverage(t.Context(), T0, T0.Add(time.Hour)); err != nil || len(c.Nodes) != 0 {
+	if c, err := s.Coverage(t.Context(), flow.SeeAll(), T0, T0.Add(time.Hour)); err != nil || len(c.Nodes) != 0 {
 		t.Errorf("coverage %+v, %v", c, err)
 	}
-	if n, _, err := s.Count(t.Context(), flow.Filter{}); err != nil || n != 0 {
+	if n, _, err := s.Count(t.Context(), flow.SeeAll(), flow.Filter{}); err != nil || n != 0 {
 		t.Errorf("%d flows, %v", n, err)
 	}
 	if st, err := s.Stats(t.Context()); err != nil || st.Flows != 0 || !st.Oldest.IsZero() {
@@ -224,11 +225,11 @@ func filters(t *testing.T, s Fixture) {
 				want = append(want, flows[j])
 			}
 		}
-		got := all(t, s, store.FlowsRequest{Filter: f})
+		got := all(t, s, store.FlowsRequest{Sight: flow.SeeAll(), Filter: f})
 		if d := diff(ordered(want), ordered(got)); d != "" {
 			t.Fatalf("filter %d %+v:\n%s", i, f, d)
 		}
-		if n, _, err := s.Count(t.Context(), f); err != nil || int(n) != len(want) {
+		if n, _, err := s.Count(t.Context(), flow.SeeAll(), f); err != nil || int(n) != len(want) {
 			t.Fatalf("filter %d: count %d, %v; want %d", i, n, err, len(want))
 		}
 	}
@@ -346,18 +347,18 @@ func firstAndLast(t *testing.T, s Fixture) {
 		must(t, s, batch(seq+1, flows...))
 		s.Advance(time.Hour) // the answer crosses slices
 	}
-	whole := all(t, s, store.FlowsRequest{})
+	whole := all(t, s, store.FlowsRequest{Sight: flow.SeeAll()})
 	if len(whole) != 500 || !slices.IsSortedFunc(whole, func(a, b flow.Flow) int { return a.Start.Compare(b.Start) }) {
 		t.Fatalf("%d flows, or not in order of their start", len(whole))
 	}
-	if d := diff(whole[:3], all(t, s, store.FlowsRequest{First: 3})); d != "" {
+	if d := diff(whole[:3], all(t, s, store.FlowsRequest{Sight: flow.SeeAll(), First: 3})); d != "" {
 		t.Error("first: ", d)
 	}
-	if d := diff(whole[350:], all(t, s, store.FlowsRequest{Last: 150})); d != "" {
+	if d := diff(whole[350:], all(t, s, store.FlowsRequest{Sight: flow.SeeAll(), Last: 150})); d != "" {
 		t.Error("last: ", d)
 	}
 	n := 0
-	if err := s.Flows(t.Context(), store.FlowsRequest{}, func(flow.Flow) bool { n++; return n < 7 }); err != nil || n != 7 {
+	if err := s.Flows(t.Context(), store.FlowsRequest{Sight: flow.SeeAll()}, func(flow.Flow) bool { n++; return n < 7 }); err != nil || n != 7 {
 		t.Errorf("%d flows after the reader had enough at 7 (%v)", n, err)
 	}
 }
@@ -376,12 +377,12 @@ func merges(t *testing.T, s Fixture) {
 		"the client":  {Match: flow.Selector{From: flow.Ends{Pods: []flow.PodPrefix{{Name: "web"}}}}},
 	} {
 		for _, last := range []int{0, 10} {
-			if d := diff(want, all(t, s, store.FlowsRequest{Filter: f, Last: last})); d != "" || len(want) != 1 {
+			if d := diff(want, all(t, s, store.FlowsRequest{Sight: flow.SeeAll(), Filter: f, Last: last})); d != "" || len(want) != 1 {
 				t.Errorf("by %s, last %d: %s", name, last, d)
 			}
 		}
 	}
-	if got := all(t, s, store.FlowsRequest{Filter: flow.Filter{Match: flow.Selector{Verdicts: []flow.Verdict{flow.VerdictUnanswered}}}}); len(got) != 0 {
+	if got := all(t, s, store.FlowsRequest{Sight: flow.SeeAll(), Filter: flow.Filter{Match: flow.Selector{Verdicts: []flow.Verdict{flow.VerdictUnanswered}}}}); len(got) != 0 {
 		t.Errorf("%d unanswered flows, though they were refused", len(got))
 	}
 }
@@ -397,12 +398,12 @@ func namesOnly(t *testing.T, s Fixture) {
 	other.Source, other.Start = &flow.Endpoint{Kind: flow.EndpointPod, Namespace: "other"}, T0.Add(2*time.Second)
 	must(t, s, batch(1, here, there, other))
 	want := []flow.Flow{here, there, other}
-	if d := diff(want, all(t, s, store.FlowsRequest{})); d != "" {
+	if d := diff(want, all(t, s, store.FlowsRequest{Sight: flow.SeeAll()})); d != "" {
 		t.Error(d)
 	}
 	re := s.Reopen(t)
 	must(t, re, batch(2, here))
-	if d := diff([]flow.Flow{here, here, there, other}, all(t, re, store.FlowsRequest{})); d != "" {
+	if d := diff([]flow.Flow{here, here, there, other}, all(t, re, store.FlowsRequest{Sight: flow.SeeAll()})); d != "" {
 		t.Error("after a restart: ", d)
 	}
 }
@@ -418,7 +419,7 @@ func coverage(t *testing.T, s Fixture) {
 	early := batch(9)
 	early.End = early.Start // covers nothing
 	must(t, s, batch(1), lossy, overlap, early, other)
-	c, err := s.Coverage(t.Context(), T0.Add(5*time.Second), T0.Add(60*time.Second))
+	c, err := s.Coverage(t.Context(), flow.SeeAll(), T0.Add(5*time.Second), T0.Add(60*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -429,7 +430,7 @@ func coverage(t *testing.T, s Fixture) {
 	if d := cmp.Diff(want, c.Nodes, cmpopts.EquateEmpty()); d != "" {
 		t.Error(d)
 	}
-	c, err = s.Coverage(t.Context(), T0.Add(time.Hour), T0.Add(2*time.Hour))
+	c, err = s.Coverage(t.Context(), flow.SeeAll(), T0.Add(time.Hour), T0.Add(2*time.Hour))
 	if err != nil || len(c.Nodes) != 2 || c.Nodes[0].Covered != 0 || len(c.Nodes[0].Gaps) != 0 {
 		t.Errorf("an hour without reports: %+v, %v", c.Nodes, err)
 	}
@@ -453,7 +454,7 @@ func retention(t *testing.T, s Fixture) {
 	if after.Flows != 1 || after.Bytes >= before.Bytes {
 		t.Errorf("%d flows and %d bytes left of %d", after.Flows, after.Bytes, before.Bytes)
 	}
-	if got := all(t, s, store.FlowsRequest{}); len(got) != 1 {
+	if got := all(t, s, store.FlowsRequest{Sight: flow.SeeAll()}); len(got) != 1 {
 		t.Errorf("%d flows left, want 1", len(got))
 	}
 	must(t, s, batch(3, sample()))
@@ -475,7 +476,7 @@ func deniedLonger(t *testing.T, s Fixture) {
 	must(t, s, batch(2, flows[half:]...))
 	s.Advance(2 * time.Hour)
 	must(t, s, batch(3))
-	denied := store.FlowsRequest{Filter: flow.Filter{Match: flow.Selector{Verdicts: []flow.Verdict{flow.VerdictDenied}}}}
+	denied := store.FlowsRequest{Sight: flow.SeeAll(), Filter: flow.Filter{Match: flow.Selector{Verdicts: []flow.Verdict{flow.VerdictDenied}}}}
 	before := all(t, s, denied)
 	if len(want) == 0 || len(before) != len(want) {
 		t.Fatalf("%d refused flows, want %d", len(before), len(want))
@@ -484,7 +485,7 @@ func deniedLonger(t *testing.T, s Fixture) {
 		if _, err := s.Retain(t.Context(), store.Retention{Since: T0.Add(4 * time.Hour), Denied: T0.Add(-time.Hour)}); err != nil {
 			t.Fatal(err)
 		}
-		if d := diff(before, all(t, s, store.FlowsRequest{})); d != "" {
+		if d := diff(before, all(t, s, store.FlowsRequest{Sight: flow.SeeAll()})); d != "" {
 			t.Fatal("what is left is not what was refused: ", d)
 		}
 	}
@@ -492,7 +493,7 @@ func deniedLonger(t *testing.T, s Fixture) {
 	if d := diff(before, all(t, again, denied)); d != "" {
 		t.Error("after a restart: ", d)
 	}
-	rows, err := again.SQL(t.Context(), "SELECT count(*) AS n FROM flows WHERE source_namespace <> '' AND verdict = 'denied'", 1)
+	rows, err := again.SQL(t.Context(), flow.SeeAll(), "SELECT count(*) AS n FROM flows WHERE source_namespace <> '' AND verdict = 'denied'", 1)
 	if err != nil || rows.Rows[0][0] != int64(len(want)) {
 		t.Errorf("SQL sees %v, %v", rows.Rows, err)
 	}
@@ -502,7 +503,7 @@ func deniedLonger(t *testing.T, s Fixture) {
 	if _, err := again.Retain(t.Context(), store.Retention{Since: T0.Add(100 * 24 * time.Hour), Denied: T0.Add(60 * 24 * time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
-	if got := all(t, again, store.FlowsRequest{}); len(got) != 0 {
+	if got := all(t, again, store.FlowsRequest{Sight: flow.SeeAll()}); len(got) != 0 {
 		t.Errorf("%d flows are left after their time", len(got))
 	}
 }
@@ -538,7 +539,7 @@ func badQuestions(t *testing.T, s Fixture) {
 		"nodes":               {"shoe": "size"},
 		"denied-over-time":    {"since": "yesterday-ish"},
 	} {
-		if _, err := s.Query(t.Context(), name, args); !errors.Is(err, store.ErrArgument) {
+		if _, err := s.Query(t.Context(), flow.SeeAll(), name, args); !errors.Is(err, store.ErrArgument) {
 			t.Errorf("%s %v: error %v, want ErrArgument", name, args, err)
 		}
 	}
@@ -553,7 +554,7 @@ func cancelled(t *testing.T, s Fixture) {
 	if dup := must(t, s, batch(1, sample())); dup[0] {
 		t.Error("the batch that was not stored is taken for a duplicate")
 	}
-	if got := all(t, s, store.FlowsRequest{}); len(got) != 1 {
+	if got := all(t, s, store.FlowsRequest{Sight: flow.SeeAll()}); len(got) != 1 {
 		t.Errorf("%d flows, want 1", len(got))
 	}
 }
@@ -570,9 +571,9 @@ func concurrent(t *testing.T, s Fixture) {
 					return
 				default:
 				}
-				err := s.Flows(context.Background(), store.FlowsRequest{Last: 5}, func(flow.Flow) bool { return true })
+				err := s.Flows(context.Background(), store.FlowsRequest{Sight: flow.SeeAll(), Last: 5}, func(flow.Flow) bool { return true })
 				if err == nil {
-					_, err = s.Coverage(context.Background(), T0, T0.Add(time.Hour))
+					_, err = s.Coverage(context.Background(), flow.SeeAll(), T0, T0.Add(time.Hour))
 				}
 				if err != nil {
 					t.Error(err)
@@ -605,7 +606,7 @@ func oddValues(t *testing.T, s Fixture) {
 	f.Policies = []flow.PolicyRef{{Name: `"quoted"`}}
 	must(t, s, batch(1, f))
 	filter := flow.Filter{Match: flow.Selector{From: flow.Ends{Namespaces: []string{f.Source.Namespace}, Pods: []flow.PodPrefix{{Name: "🦆"}}}}}
-	if d := diff([]flow.Flow{f}, all(t, s, store.FlowsRequest{Filter: filter})); d != "" {
+	if d := diff([]flow.Flow{f}, all(t, s, store.FlowsRequest{Sight: flow.SeeAll(), Filter: filter})); d != "" {
 		t.Error(d)
 	}
 }

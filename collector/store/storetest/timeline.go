@@ -34,7 +34,7 @@ func record(t *testing.T, s store.Store, changes ...flow.Change) {
 func told(t *testing.T, s store.Store, since, until time.Time) []string {
 	t.Helper()
 	var out []string
-	err := s.Timeline(t.Context(), since, until, func(c flow.Change) bool {
+	err := s.Timeline(t.Context(), flow.SeeAll(), since, until, func(c flow.Change) bool {
 		object := string(c.Object)
 		if c.Deleted {
 			object = "gone"
@@ -79,7 +79,7 @@ func timeline(t *testing.T, s Fixture) {
 	check(again, "retention keeps how it was", time.Time{}, minute(99),
 		"1 namespace shop {\"team\":\"a\"}", "5 policy db v2", "9 policy web w1")
 	n := 0
-	if err := again.Timeline(t.Context(), time.Time{}, minute(99), func(flow.Change) bool { n++; return false }); err != nil || n != 1 {
+	if err := again.Timeline(t.Context(), flow.SeeAll(), time.Time{}, minute(99), func(flow.Change) bool { n++; return false }); err != nil || n != 1 {
 		t.Errorf("%d changes were given after the first was enough, %v", n, err)
 	}
 }

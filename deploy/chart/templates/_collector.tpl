@@ -40,6 +40,18 @@ spec:
         - --agent-proof=token
         - --agent-audience=flowaudit-collector
         - --agent-account={{ .Release.Namespace }}/flowaudit-agent
+        {{- with .Values.readers }}
+        - --reader-proof=token{{ if .oidc.issuer }},oidc{{ end }}
+        - {{ printf "--reader-right=%s" .right | quote }}
+        - {{ printf "--alert-right=%s" .alertRight | quote }}
+        {{- if .oidc.issuer }}
+        - --oidc-issuer={{ .oidc.issuer }}
+        - --oidc-client-id={{ .oidc.clientID }}
+        - --oidc-username-claim={{ .oidc.usernameClaim }}
+        - --oidc-groups-claim={{ .oidc.groupsClaim }}
+        - {{ printf "--oidc-prefix=%s" .oidc.prefix | quote }}
+        {{- end }}
+        {{- end }}
         - --retain={{ .Values.collector.retain }}
         - --retain-denied={{ .Values.collector.retainDenied }}
         - --retain-edges={{ .Values.collector.retainEdges }}
@@ -61,8 +73,7 @@ spec:
         - {{ . | quote }}
         {{- end }}
       env:
-        # So that the CLI in this image asks this collector:
-        # kubectl exec … -- /flowaudit status --tls-ca /tls/ca.crt --tls-cert /tls/tls.crt --tls-key /tls/tls.key
+        # So that the CLI in this image asks this collector, with --tls-ca /tls/ca.crt and a reader's --token-file.
         - {name: FLOWAUDIT_SERVER, value: "localhost:4245"}
         {{- if eq .Values.store.kind "clickhouse" }}
         - name: FLOWAUDIT_STORE

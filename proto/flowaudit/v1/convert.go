@@ -48,7 +48,7 @@ func (x *Batch) ToBatch() (b flow.Batch, invalid int, firstInvalid, err error) {
 			Connections: a.Connections, Sources: a.Sources, Limits: a.Limits, Notes: a.Notes, Skew: time.Duration(a.Skew) * time.Millisecond, Contradicted: a.Contradicted,
 		}
 	}
-	b.Flows, invalid, firstInvalid, err = x.Flows.ToFlows()
+	b.Flows, invalid, firstInvalid, err = x.Flows.toFlows(true)
 	for i := range b.Flows {
 		f := &b.Flows[i]
 		if f.Cluster == "" {

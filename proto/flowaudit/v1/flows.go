@@ -194,6 +194,12 @@ func (e *FieldError) Error() string {
 // out and counted in invalid, and firstInvalid names the first of them. err
 // says that nothing could be read: columns of different lengths, or a broken table.
 func (x *Flows) ToFlows() (flows []flow.Flow, invalid int, firstInvalid, err error) {
+	return x.toFlows(false)
+}
+
+// toFlows is ToFlows; whole says that nothing may be withheld of an end, as an
+// answer does: what agents report has an address or a name.
+func (x *Flows) toFlows(whole bool) (flows []flow.Flow, invalid int, firstInvalid, err error) {
 	if x == nil {
 		return nil, 0, nil, nil
 	}
@@ -209,7 +215,11 @@ func (x *Flows) ToFlows() (flows []flow.Flow, invalid int, firstInvalid, err err
 	for i := range x.Src {
 		start += x.Start[i]
 		flows = flows[:len(flows)+1]
-		if err := x.row(i, start, t, &flows[len(flows)-1]); err != nil {
+		err := x.row(i, start, t, &flows[len(flows)-1])
+		if whole && err == nil {
+			err = named(i, &flows[len(flows)-1])
+		}
+		if err != nil {
 			flows[len(flows)-1] = flow.Flow{}
 			flows = flows[:len(flows)-1]
 			if invalid++; firstInvalid == nil {
@@ -417,13 +427,6 @@ func (x *Flows) rowTables(i int, t *readTables, f *flow.Flow) error {
 			return &FieldError{i, name, "the table has no such entry"}
 		}
 	}
-	// Without an address an end must at least have a name.
-	switch {
-	case x.Src[i] == 0 && (f.Source == nil || f.Source.Kind == flow.EndpointUnknown):
-		return &FieldError{i, "src", "no address, and no name"}
-	case x.Dst[i] == 0 && (f.Destination == nil || f.Destination.Kind == flow.EndpointUnknown):
-		return &FieldError{i, "dst", "no address, and no name"}
-	}
 	if len(x.Expected) > 0 {
 		f.Expected = flow.Verdict(x.Expected[i])
 	}
@@ -432,6 +435,17 @@ func (x *Flows) rowTables(i int, t *readTables, f *flow.Flow) error {
 	}
 	if len(x.Caveat) > 0 {
 		f.Caveat = flow.Caveat(x.Caveat[i])
+	}
+	return nil
+}
+
+// named reports an error where an end has neither an address nor a name.
+func named(i int, f *flow.Flow) error {
+	switch {
+	case !f.Src.IsValid() && (f.Source == nil || f.Source.Kind == flow.EndpointUnknown):
+		return &FieldError{i, "src", "no address, and no name"}
+	case !f.Dst.IsValid() && (f.Destination == nil || f.Destination.Kind == flow.EndpointUnknown):
+		return &FieldError{i, "dst", "no address, and no name"}
 	}
 	return nil
 }

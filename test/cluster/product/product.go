@@ -27,6 +27,7 @@ type Options struct {
 	Collector string // kubeconfig of the collector; "" is one with the rights of deploy/rbac
 	NoAgents  bool
 	Arguments []string // of the collector, beside those that it needs
+	Ask       []string // arguments of flowaudit, unless a question has them
 }
 
 // Product is a collector with the agents of all nodes.
@@ -34,6 +35,7 @@ type Product struct {
 	Server string // what flowaudit's --server takes
 
 	bin       string
+	askArgs   []string
 	dir       string
 	collector *process.Process
 	agents    []*process.Process
@@ -79,7 +81,7 @@ func Start(ctx context.Context, c *cluster.Cluster, o Options) (*Product, error)
 	if err != nil {
 		return nil, fmt.Errorf("make directory: %w", err)
 	}
-	p := &Product{Server: "unix:" + filepath.Join(dir, "collector.sock"), bin: o.Bin, dir: dir}
+	p := &Product{Server: "unix:" + filepath.Join(dir, "collector.sock"), bin: o.Bin, askArgs: o.Ask, dir: dir}
 	if err := p.start(ctx, c, o); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
@@ -183,7 +185,8 @@ func (p *Product) Ask(ctx context.Context, args ...string) (string, error) {
 
 // Command prepares flowaudit to ask the collector.
 func (p *Product) Command(ctx context.Context, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, filepath.Join(p.bin, "flowaudit"), append(args, "--server", p.Server)...)
+	// What is given twice counts as it stands last.
+	return exec.CommandContext(ctx, filepath.Join(p.bin, "flowaudit"), slices.Concat(args[:1], p.askArgs, args[1:], []string{"--server", p.Server})...)
 }
 
 // Problems are what flowaudit status says is wrong.
