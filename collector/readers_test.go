@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -119,13 +120,30 @@ func (byName) Prove(ctx context.Context) (access.Reader, error) {
 // granted says what readers may: "name verb namespace".
 type granted map[string]bool
 
-func (g granted) Create(_ context.Context, r *authorizationv1.SubjectAccessReview, _ metav1.CreateOptions) (*authorizationv1.SubjectAccessReview, error) {
+// rightsServer answers by what is granted.
+type rightsServer struct {
+	mu  sync.Mutex
+	may granted
+}
+
+// revoke takes a right away.
+func (s *rightsServer) revoke(right string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.may, right)
+}
+
+func (s *rightsServer) Create(_ context.Context, r *authorizationv1.SubjectAccessReview, _ metav1.CreateOptions) (*authorizationv1.SubjectAccessReview, error) {
 	a := r.Spec.ResourceAttributes
-	r.Status.Allowed = g[r.Spec.User+" "+a.Verb+" "+a.Namespace]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.Status.Allowed = s.may[r.Spec.User+" "+a.Verb+" "+a.Namespace]
 	return r, nil
 }
 
-func guarded(rights granted) *authenticator {
+func guarded(may granted) *authenticator { return guardedBy(&rightsServer{may: may}) }
+
+func guardedBy(rights *rightsServer) *authenticator {
 	return &authenticator{proofs: []Proof{ProofNone}, readers: &access.Gate{
 		Needs: needs(), Provers: []access.Prover{byName{}}, Hint: "show who asks",
 		Rights: access.NewRights(access.RightsOptions{
@@ -341,8 +359,8 @@ func TestMatrixOfReadersAndMethods(t *testing.T) {
 // TestFollowersSeeWhatShows: and lose what they may not see any more.
 func TestFollowersSeeWhatShows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rights := granted{"dev get shop": true}
-		c := serveAdmitting(t, &memory{}, Options{}, guarded(rights))
+		rights := &rightsServer{may: granted{"dev get shop": true}}
+		c := serveAdmitting(t, &memory{}, Options{}, guardedBy(rights))
 		defer c.close(t)
 		stream, err := c.query().Observe(as(t.Context(), "dev"), &flowauditv1.ObserveRequest{Follow: true})
 		if err != nil {
@@ -371,7 +389,7 @@ func TestFollowersSeeWhatShows(t *testing.T) {
 				}
 			}
 		}
-		delete(rights, "dev get shop")
+		rights.revoke("dev get shop")
 		time.Sleep(3 * renewInterval)
 		if _, err := stream.Recv(); status.Code(err) != codes.PermissionDenied {
 			t.Errorf("without the right: %v", err)

@@ -20,6 +20,7 @@ import (
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/test/cluster"
 	"github.com/flowaudit/flowaudit/test/cluster/enforce"
+	"github.com/flowaudit/flowaudit/test/cluster/product"
 	"github.com/flowaudit/flowaudit/test/netlab"
 	"github.com/flowaudit/flowaudit/test/netlab/traffic"
 )
@@ -29,10 +30,12 @@ const deployDir = "../../../deploy"
 // release is an installation by Helm, from images of this source.
 type release struct {
 	*cluster.Cluster
-	enforcer *enforce.Enforcer
-	t        *testing.T
-	helm     string
-	nodes    []*cluster.Node
+	enforcer  *enforce.Enforcer
+	t         *testing.T
+	helm      string
+	bin       string // of flowaudit's programs
+	ca, token string // files of a reader
+	nodes     []*cluster.Node
 }
 
 const installation = `apiVersion: v1
@@ -79,6 +82,7 @@ func TestInstalledByHelm(t *testing.T) {
 	r := newRelease(t)
 	must(t, r.run("install", "flowaudit", filepath.Join(deployDir, "chart"), "-n", "flowaudit", "--wait", "--timeout", "3m", "-f", r.values()))
 
+	r.reader()
 	pods, err := r.Running(t.Context(), "installed", "app=server", 1)
 	must(t, err)
 	must(t, r.enforcer.Sync(t.Context()))
@@ -117,6 +121,9 @@ func newRelease(t *testing.T) *release {
 	tool.Dir = deployDir
 	r := &release{t: t, helm: strings.TrimSpace(output(t, tool))}
 
+	var err error
+	r.bin, err = product.Build(t.Context())
+	must(t, err)
 	r.start()
 	nodes, err := r.AddMachines(t.Context(), 2, filepath.Join(dir, "flowaudit-agent.tar"), filepath.Join(dir, "flowaudit-collector.tar"))
 	must(t, err)
@@ -213,17 +220,52 @@ func (r *release) run(args ...string) error {
 	return fmt.Errorf("helm %s: %w\n%s\n%s\n%s", args[0], err, out, pods, logs)
 }
 
-// ask runs flowaudit in the collector's pod, as docs/install.md says.
+// ask runs flowaudit as the chart's notes say: through kubectl's port-forward,
+// with a token.
 func (r *release) ask(ctx context.Context, args ...string) (string, error) {
-	args = append([]string{"-n", "flowaudit", "exec", "sts/flowaudit-collector", "--", "/flowaudit"}, args...)
-	cmd := r.KubectlCommand(ctx, append(args, "--tls-ca", "/tls/ca.crt", "--tls-cert", "/tls/tls.crt", "--tls-key", "/tls/tls.key")...)
-	var said strings.Builder
-	cmd.Stderr = &said
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	forward := r.KubectlCommand(ctx, "-n", "flowaudit", "port-forward", "svc/flowaudit-collector", ":4245")
+	said, err := forward.StdoutPipe()
+	if err == nil {
+		err = forward.Start()
+	}
+	if err != nil {
+		return "", fmt.Errorf("forward a port: %w", err)
+	}
+	defer func() { stop(); _ = forward.Wait() }() // it is killed
+	var port int
+	if _, err := fmt.Fscanf(said, "Forwarding from 127.0.0.1:%d -> 4245", &port); err != nil {
+		return "", fmt.Errorf("forward a port: %w", err)
+	}
+	cmd := r.Plane().Command(ctx, filepath.Join(r.bin, "flowaudit"),
+		append(args, "--server", fmt.Sprintf("localhost:%d", port), "--tls-ca", r.ca, "--token-file", r.token)...)
+	var problem strings.Builder
+	cmd.Stderr = &problem
 	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("flowaudit %s: %w: %s", args[6], err, said.String())
+		return "", fmt.Errorf("flowaudit %s: %w: %s", args[0], err, problem.String())
 	}
 	return string(out), nil
+}
+
+// reader gets what a reader of everything shows, and the collector's authority.
+func (r *release) reader() {
+	r.t.Helper()
+	kubectl := func(args ...string) string {
+		r.t.Helper()
+		out, err := r.Kubectl(r.t.Context(), "", append([]string{"-n", "flowaudit"}, args...)...)
+		must(r.t, err)
+		return out
+	}
+	kubectl("create", "serviceaccount", "reader")
+	kubectl("create", "clusterrole", "reader", "--verb=get", "--resource=pods/log")
+	kubectl("create", "clusterrolebinding", "reader", "--clusterrole=reader", "--serviceaccount=flowaudit:reader")
+	dir := r.t.TempDir()
+	r.ca, r.token = filepath.Join(dir, "ca.crt"), filepath.Join(dir, "token")
+	ca := kubectl("get", "secret", "flowaudit-collector-tls", "-o", `go-template={{index .data "ca.crt" | base64decode}}`)
+	must(r.t, os.WriteFile(r.ca, []byte(ca), 0o600))
+	must(r.t, os.WriteFile(r.token, []byte(kubectl("create", "token", "reader", "--audience=flowaudit-reader")), 0o600))
 }
 
 // told waits until the first refusal is, with both ends and the policy.
