@@ -1,6 +1,9 @@
 package grafana
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // anything is a pattern that all values meet.
 const anything = ".*"
@@ -47,8 +50,8 @@ func pairs(title, what string) Panel {
 // series is a panel of queries, each with its legend.
 func series(title, text, unit string, queries ...string) Panel {
 	p := Panel{Title: title, Text: text, Shape: "timeseries", Unit: unit}
-	for i := 0; i < len(queries); i += 2 {
-		p.Targets = append(p.Targets, Target{queries[i], queries[i+1]})
+	for pair := range slices.Chunk(queries, 2) {
+		p.Targets = append(p.Targets, Target{pair[0], pair[1]})
 	}
 	return p
 }
