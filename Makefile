@@ -89,6 +89,10 @@ soak: need-kernel need-clickhouse need-cluster build ## Run the kernel, crash an
 fuzz: need-build ## Fuzz every decoder for a minute each (FUZZTIME=10m for longer)
 	@tools/fuzz.sh $(or $(FUZZTIME),60s)
 
+.PHONY: vuln
+vuln: need-build ## Look for known vulnerabilities in what is used (needs https://vuln.go.dev, or GOVULNDB)
+	@tools/vuln.sh
+
 .PHONY: clean
 clean: ## Remove what build made
 	rm -rf $(BIN)

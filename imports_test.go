@@ -53,6 +53,7 @@ const mayImport = `
 flow:
 queries:
 queries/grafana: queries
+evidence: flow
 policy: flow
 kube: flow
 policy/lint:
@@ -67,6 +68,7 @@ proto/zstd:
 proto/goldmane:
 proto/flowaudit/v1: flow
 agent/nlmsg:
+agent/confine:
 agent/ipvs: flow
 agent/spool:
 agent/route: flow
@@ -90,17 +92,18 @@ collector/access: flow
 collector/alert: flow
 collector/alert/notify: flow collector/alert
 collector/rest:
+collector/ledger: flow evidence collector/store
 collector/store: flow
 collector/store/columns: flow
 collector/store/archive: flow collector/store collector/store/columns
-collector/store/storetest: flow queries collector/store
+collector/store/storetest: flow evidence queries collector/store
 collector/store/duckdb: flow queries collector/store collector/store/columns
 collector/store/clickhouse: flow queries collector/store collector/store/columns
 collector/advice: flow kube policy/history policy/replay policy/suggest policy/unused proto/flowaudit/v1 collector/store
-collector: flow kube monitor policy policy/other queries proto/flowaudit/v1 collector/access collector/advice collector/alert collector/alert/notify collector/identity collector/rest collector/store
-cmd/flowaudit-agent: flow agent agent/nflog proto/zstd proto/flowaudit/v1
+collector: flow evidence kube monitor policy policy/other queries proto/flowaudit/v1 collector/access collector/advice collector/alert collector/alert/notify collector/identity collector/ledger collector/rest collector/store
+cmd/flowaudit-agent: flow agent agent/confine agent/nflog proto/zstd proto/flowaudit/v1
 cmd/flowaudit-collector: collector collector/access collector/store collector/store/archive collector/store/clickhouse collector/store/duckdb proto/zstd proto/flowaudit/v1
-cmd/flowaudit: flow agent collector/alert kube policy policy/history policy/lint policy/other policy/replay policy/suggest policy/unused probe queries proto/dial proto/zstd proto/flowaudit/v1
+cmd/flowaudit: flow evidence agent collector/alert kube policy policy/history policy/lint policy/other policy/replay policy/suggest policy/unused probe queries proto/dial proto/zstd proto/flowaudit/v1
 test/netlab:
 test/netlab/traffic:
 demo: flow test/netlab test/netlab/traffic
@@ -217,7 +220,7 @@ func TestReadmeCommandsExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, target := range []string{"help", "build", "demo", "demo-cluster", "test", "lint", "bench", "soak", "fuzz", "generate", "clean"} {
+	for _, target := range []string{"help", "build", "demo", "demo-cluster", "test", "lint", "bench", "soak", "fuzz", "vuln", "generate", "clean"} {
 		if !strings.Contains(string(makefile), "\n"+target+":") {
 			t.Errorf("Makefile has no target %s", target)
 		}

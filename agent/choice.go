@@ -49,6 +49,17 @@ func SourceNames() []string {
 	return names
 }
 
+// Logs reports whether the kernel's log may be read, and whether files of logs.
+func (o *Options) Logs() (kernel, files bool) {
+	logs := pluginLogs()
+	for _, c := range o.Sources {
+		_, log := logs[c.Name]
+		kernel = kernel || c.Name == sourceKernelLog || c.Name == SourceAuto
+		files = files || log || c.Name == SourceAuto
+	}
+	return kernel, files
+}
+
 // String gives the form that ParseChoice reads.
 func (c Choice) String() string {
 	switch {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -53,7 +54,7 @@ func TestHubbleAddresses(t *testing.T) {
 		"node:4244": {Address: "node:4244"},
 		"tls://node:4244?ca=/ca&cert=/c&key=/k&server-name=n": {Address: "node:4244", TLS: true, CA: "/ca", Cert: "/c", Key: "/k", ServerName: "n"},
 	} {
-		if got, err := hubbleAddress(text); err != nil || got != want {
+		if got, err := hubbleAddress(text); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("hubbleAddress(%q) = %+v, %v", text, got, err)
 		}
 	}

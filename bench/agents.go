@@ -35,7 +35,7 @@ const (
 	repeatedFlows = 90
 	nodePods      = 30
 	// memoryLimit leaves room for the store in a container of 1 GiB.
-	memoryLimit = "GOMEMLIMIT=640MiB"
+	memoryLimit = "GOMEMLIMIT=700MiB"
 )
 
 // fleet is a collector and many agents that report to it.
@@ -286,14 +286,23 @@ func podOf(n uint32) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)})
 }
 
-// settle waits until every agent has had an acknowledgement.
+// settle waits until every agent has had an acknowledgement, and what came at
+// once with the connections is done.
 func (f *fleet) settle(ctx context.Context) error {
-	for deadline := time.Now().Add(3 * time.Minute); f.acked.Load() < uint64(len(f.agents)); time.Sleep(lookEvery) {
-		if time.Now().After(deadline) || ctx.Err() != nil {
-			return fmt.Errorf("of %d agents' first batches %d are acknowledged, %d streams have ended", len(f.agents), f.acked.Load(), f.broken.Load())
+	const prompt = time.Second
+	for deadline := time.Now().Add(5 * time.Minute); time.Now().Before(deadline); {
+		f.takeLate()
+		select {
+		case <-time.After(windowTime / 2):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		late := f.takeLate()
+		if f.acked.Load() >= uint64(len(f.agents)) && len(late) > 0 && late[len(late)-1] < prompt {
+			return nil
 		}
 	}
-	return nil
+	return fmt.Errorf("of %d agents' first batches %d are acknowledged, and the collector does not become prompt", len(f.agents), f.acked.Load())
 }
 
 // watch looks at how much memory the collector has.

@@ -63,7 +63,7 @@ func (a *authority) issue(c *x509.Certificate) ([]byte, error) {
 // agent gives the TLS configuration of a node's agent.
 func (a *authority) agent(cluster, node string) (*tls.Config, error) {
 	der, err := a.issue(&x509.Certificate{
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, URIs: []*url.URL{{Scheme: "flowaudit", Host: cluster, Path: "/node/" + node}},
+		Subject: pkix.Name{CommonName: node}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, URIs: []*url.URL{{Scheme: "flowaudit", Host: cluster, Path: "/node/" + node}},
 	})
 	if err != nil {
 		return nil, err

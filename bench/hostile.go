@@ -17,7 +17,7 @@ import (
 // hostileNode is the node whose agent's certificate is in the wrong hands.
 const hostileNode = "hostile"
 
-// hostile is an agent that harms all it can, without a pause.
+// hostile is an agent that harms all it can.
 type hostile struct {
 	*nodeAgent
 	did []atomic.Uint64 // by attack
@@ -107,14 +107,20 @@ func numbered(b *flowauditv1.Batch) *flowauditv1.Batch {
 	return n
 }
 
+// pause is between its messages: what it costs itself would be taken from the
+// collector's processors here.
+const pause = 20 * time.Millisecond
+
 // until sends batches, and reads what is said of them, until the stream ends.
 func until(stream flowauditv1.Ingest_ReportClient, next func() *flowauditv1.Batch) (n uint64) {
 	for {
 		_ = stream.Send(next()) // Recv says why not
 		if _, err := stream.Recv(); err != nil {
+			time.Sleep(pause)
 			return n
 		}
 		n++
+		time.Sleep(pause)
 	}
 }
 
@@ -131,6 +137,7 @@ func (h *hostile) large(stream flowauditv1.Ingest_ReportClient) uint64 {
 func (h *hostile) deaf(stream flowauditv1.Ingest_ReportClient) (n uint64) {
 	for stream.Send(numbered(h.usual)) == nil {
 		n++
+		time.Sleep(pause)
 	}
 	return n
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/flowaudit/flowaudit/collector/access"
 	"github.com/flowaudit/flowaudit/collector/advice"
 	"github.com/flowaudit/flowaudit/collector/alert/notify"
+	"github.com/flowaudit/flowaudit/collector/ledger"
 	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/flow"
 	"github.com/flowaudit/flowaudit/kube"
@@ -41,6 +42,7 @@ type Options struct {
 	Readers   ReaderOptions
 	Retain    Retain
 	Alerts    AlertOptions
+	Evidence  EvidenceOptions
 	Version   string
 	Monitor   monitor.Options // where it tells about itself
 	// MetricsPairs is how many pairs of workloads metrics tell apart.
@@ -136,6 +138,7 @@ type collector struct {
 	alerting  *alerting
 	api       *rest.Config // nil if no API server is asked
 	blind     func(id string) string
+	ledger    *ledger.Ledger // nil if no evidence is kept
 	// otherPolicies are those of other kinds than NetworkPolicy.
 	otherPolicies atomic.Pointer[[]kube.OtherPolicy]
 	ready         chan struct{} // closed when agents' batches can be named
@@ -150,7 +153,10 @@ func newCollector(o Options, admission *authenticator) (*collector, error) {
 	}
 	c.timeline = newTimeline(o.Store, history, o.Cluster, o.Log)
 	c.index = kube.New(kube.Options{Changed: c.timeline.changed, Slack: clockSlack})
-	c.committer = newCommitter(measuredAppender{o.Store, c.measures}, c.committed)
+	if c.ledger, err = openLedger(&o); err != nil {
+		return nil, err
+	}
+	c.committer = newCommitter(measuredAppender{c.appender(), c.measures}, c.committed)
 	c.ingest = &ingest{
 		commit: c.committer, cluster: o.Cluster, index: c.index, agents: c.agents, log: o.Log, ready: c.ready, blind: newBlind(), arrived: newArrivals(), limits: newLimits(o.Agents.Rate), skew: c.skew,
 		judge: &judge{history: history, classes: policy.NewClasses(), index: c.index},
@@ -267,6 +273,11 @@ func (c *collector) serve(ctx context.Context, listener net.Listener, certificat
 		return errors.Join(err, listener.Close())
 	}
 	c.index.Remember(known)
+	if c.ledger != nil {
+		if err := c.ledger.Restore(ctx); err != nil {
+			return errors.Join(fmt.Errorf("read evidence: %w", err), listener.Close())
+		}
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		c.timeline.run(ctx)
@@ -341,6 +352,7 @@ func (c *collector) server(creds credentials.TransportCredentials) *grpc.Server 
 	flowauditv1.RegisterQueryServer(server, c.query())
 	flowauditv1.RegisterAdviceServer(server, c.advice)
 	flowauditv1.RegisterAlertsServer(server, c.alerts())
+	flowauditv1.RegisterEvidenceServer(server, c.evidence())
 	return server
 }
 

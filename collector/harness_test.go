@@ -134,6 +134,25 @@ func (m *memory) Append(_ context.Context, batches []flow.Batch) ([]bool, error)
 	return duplicate, nil
 }
 
+func (m *memory) Stored(_ context.Context, keys []flow.BatchKey) ([]bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	stored := make([]bool, len(keys))
+	for i, k := range keys {
+		stored[i] = slices.ContainsFunc(m.batches, func(b flow.Batch) bool { return b.Key == k })
+	}
+	return stored, nil
+}
+
+func (m *memory) Reports(_ context.Context, since, until time.Time, yield func(flow.Flow) bool) error {
+	for _, f := range m.matching(&store.FlowsRequest{Sight: flow.SeeAll()}) {
+		if !f.Start.Before(since) && f.Start.Before(until) && !yield(f) {
+			break
+		}
+	}
+	return nil
+}
+
 func (m *memory) matching(req *store.FlowsRequest) []flow.Flow {
 	m.mu.Lock()
 	defer m.mu.Unlock()

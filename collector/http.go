@@ -19,6 +19,7 @@ func (c *collector) serveHTTP(ctx context.Context, certificates *tls.Config) err
 		rest.Service{Desc: &flowauditv1.Query_ServiceDesc, Implementation: c.query()},
 		rest.Service{Desc: &flowauditv1.Advice_ServiceDesc, Implementation: c.advice},
 		rest.Service{Desc: &flowauditv1.Alerts_ServiceDesc, Implementation: c.alerts()},
+		rest.Service{Desc: &flowauditv1.Evidence_ServiceDesc, Implementation: c.evidence()},
 	)
 	if err != nil {
 		return fmt.Errorf("serve HTTP: %w", err)

@@ -56,9 +56,8 @@ func (s *ingest) Report(stream flowauditv1.Ingest_ReportServer) error {
 	r := &report{
 		ingest: s, limit: limit, fail: fail, acks: make(chan *flowauditv1.Ack, maxUnacknowledged), slots: make(chan struct{}, maxUnacknowledged),
 	}
-	messages := receive(stream, limit.room)
 	group.Go(func() error { return r.sendAcks(ctx, stream) })
-	if err := r.take(ctx, messages); err != nil {
+	if err := r.take(ctx, stream); err != nil {
 		fail(err)
 	}
 	return group.Wait()
@@ -67,38 +66,32 @@ func (s *ingest) Report(stream flowauditv1.Ingest_ReportServer) error {
 // received is a batch's message, or why there is none.
 type received struct {
 	message []byte
-	place   *place // nil if there is no message
+	place   *place // nil until there is room for it
 	err     error
 }
 
-// receive reads the stream. Only leaving Report interrupts Recv, and Report
-// must be able to leave while Recv waits: so this has a goroutine of its own,
-// which nothing waits for.
-func receive(stream flowauditv1.Ingest_ReportServer, room room) <-chan received {
-	out := make(chan received)
+// receive reads a message of the stream whenever next says so. Only leaving
+// Report interrupts Recv, and Report must be able to leave while Recv waits: so
+// this has a goroutine of its own, which nothing waits for.
+func receive(stream flowauditv1.Ingest_ReportServer) (next chan<- struct{}, messages <-chan received) {
+	wanted, out := make(chan struct{}, 1), make(chan received)
 	go func() {
-		ctx := stream.Context()
 		for {
-			var r received
-			if r.err = stream.RecvMsg(&r.message); r.err == nil {
-				if r.place, r.err = room.take(ctx, r.message); r.err != nil {
-					return // Report has left
-				}
-			}
 			select {
-			case out <- r:
-			case <-ctx.Done():
-				if r.place != nil {
-					r.place.leave()
-				}
+			case <-wanted:
+			case <-stream.Context().Done():
 				return
 			}
-			if r.err != nil {
+			var r received
+			r.err = stream.RecvMsg(&r.message)
+			select {
+			case out <- r:
+			case <-stream.Context().Done():
 				return
 			}
 		}
 	}()
-	return out
+	return wanted, out
 }
 
 // report is one agent's stream.
@@ -112,13 +105,15 @@ type report struct {
 
 // take takes batches until the agent has sent its last. A batch that could not
 // be stored fails the stream: the agent comes again and sends it again.
-func (r *report) take(ctx context.Context, messages <-chan received) error {
+func (r *report) take(ctx context.Context, stream flowauditv1.Ingest_ReportServer) error {
 	select {
 	case <-r.ready:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+	next, messages := receive(stream)
 	for {
+		next <- struct{}{} // has room: what came before is taken
 		var m received
 		select {
 		case m = <-messages:
@@ -134,8 +129,12 @@ func (r *report) take(ctx context.Context, messages <-chan received) error {
 		select {
 		case r.slots <- struct{}{}:
 		case <-ctx.Done():
-			m.place.leave()
 			return context.Cause(ctx)
+		}
+		// Only now: who does not read his acknowledgements holds no room.
+		var err error
+		if m.place, err = r.limit.room.take(ctx, m.message); err != nil {
+			return err
 		}
 		submitted, err := r.store(ctx, &m)
 		if !submitted {
@@ -188,7 +187,7 @@ func (r *report) store(ctx context.Context, m *received) (submitted bool, err er
 	}
 	var named naming
 	if batch.Key.Cluster == r.cluster { // another cluster may use the same addresses
-		n, err := r.name(ctx, &batch)
+		n, err := r.name(ctx, &batch, m.place)
 		if err != nil {
 			return false, err
 		}
@@ -234,7 +233,7 @@ const (
 
 // name names a batch's flows. Where news of who had an address may still come,
 // it waits for them a while: the batch is neither stored nor acknowledged before.
-func (r *report) name(ctx context.Context, b *flow.Batch) (*naming, error) {
+func (r *report) name(ctx context.Context, b *flow.Batch, at *place) (*naming, error) {
 	n := newNaming(r.index, b.Node, b.Flows)
 	n.ahead = r.skew() - b.Agent.Skew
 	n.name(b.Flows)
@@ -243,10 +242,16 @@ func (r *report) name(ctx context.Context, b *flow.Batch) (*naming, error) {
 		if wait <= 0 {
 			break
 		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		err := at.aside(ctx, func() error {
+			select {
+			case <-time.After(wait):
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
 	return n, nil

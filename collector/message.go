@@ -31,7 +31,7 @@ const (
 	// are being decoded, named and stored. One that is larger takes turns with
 	// all others of its agent.
 	agentBytes = 4 << 20
-	allBytes   = 32 << 20
+	allBytes   = 16 << 20
 	// maxFlows are more than any agent sends in one batch.
 	maxFlows = 1 << 14
 	// maxRemarks bounds what a batch says beside its flows, in bytes: some of it is remembered.

@@ -214,6 +214,8 @@ func needs() map[string]access.Need {
 		flowauditv1.Advice_Replay_FullMethodName:  access.NeedAll,
 		flowauditv1.Advice_Unused_FullMethodName:  access.NeedAll,
 
+		flowauditv1.Evidence_Export_FullMethodName: access.NeedAll, // its records cannot be shortened: their hashes prove them
+
 		flowauditv1.Alerts_ListAlerts_FullMethodName:   access.NeedSight,
 		flowauditv1.Alerts_Acknowledge_FullMethodName:  access.NeedSight, // and the right to change it
 		flowauditv1.Alerts_ListSilences_FullMethodName: access.NeedAll,
@@ -247,7 +249,7 @@ func rowsOf(answer any) uint64 {
 		return uint64(len(m.GetAlerts()))
 	case *flowauditv1.ListResponse:
 		return uint64(len(m.GetQuestions()))
-	case *flowauditv1.StatusResponse, *flowauditv1.AcknowledgeResponse, *flowauditv1.SilenceResponse:
+	case *flowauditv1.StatusResponse, *flowauditv1.ExportResponse, *flowauditv1.AcknowledgeResponse, *flowauditv1.SilenceResponse:
 		return 1
 	}
 	return 0

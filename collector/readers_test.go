@@ -316,7 +316,8 @@ func TestMatrixOfReadersAndMethods(t *testing.T) {
 	handler, err := rest.Handler(rest.Interceptors{Unary: c.admission.unary, Stream: c.admission.stream},
 		rest.Service{Desc: &flowauditv1.Query_ServiceDesc, Implementation: c.collector.query()},
 		rest.Service{Desc: &flowauditv1.Advice_ServiceDesc, Implementation: c.advice},
-		rest.Service{Desc: &flowauditv1.Alerts_ServiceDesc, Implementation: c.alerts()})
+		rest.Service{Desc: &flowauditv1.Alerts_ServiceDesc, Implementation: c.alerts()},
+		rest.Service{Desc: &flowauditv1.Evidence_ServiceDesc, Implementation: c.evidence()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,6 +55,10 @@ func (c *collector) retainOnce(ctx context.Context) {
 	now := time.Now()
 	c.tellRetained(ctx, "alerts", 0, c.alerting.retain(ctx, now))
 	if c.Retain.Flows > 0 || c.Retain.Bytes > 0 {
+		if err := c.buryBefore(ctx, now); err != nil {
+			c.tellRetained(ctx, "flows", 0, fmt.Errorf("sign what is deleted: %w", err))
+			return
+		}
 		freed, err := c.Store.Retain(ctx, c.Retain.kept(now))
 		c.tellRetained(ctx, "flows", freed, err)
 	}

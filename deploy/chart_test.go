@@ -152,6 +152,7 @@ func TestFlagsExist(t *testing.T) {
 	for _, values := range valueFiles(t) {
 		renderings = append(renderings, render(t, "-f", values))
 	}
+	renderings = append(renderings, render(t, "--set", "tls.mode=secret,evidence.secret=flowaudit-evidence"))
 	for _, cni := range cnis {
 		renderings = append(renderings, render(t, "--set", "tls.mode=secret,agent.cni="+cni))
 	}

@@ -28,14 +28,14 @@ func Merge(reports []Flow, slack time.Duration) []Flow {
 type Merger struct {
 	slack time.Duration
 	yield func(Flow) bool
-	queue []*merged          // not given yet, by Start
-	open  map[pairOf]pending // those of them that a report may still join
+	queue []*merged           // not given yet, by Start
+	open  map[pairOf]*pending // those of them that a report may still join
 	done  bool
 }
 
 // NewMerger gives flows to yield, until that returns false.
 func NewMerger(slack time.Duration, yield func(Flow) bool) *Merger {
-	return &Merger{slack: slack, yield: yield, open: make(map[pairOf]pending)}
+	return &Merger{slack: slack, yield: yield, open: make(map[pairOf]*pending)}
 }
 
 // Add takes a report in. It returns false when no more are wanted.
@@ -46,14 +46,19 @@ func (m *Merger) Add(f Flow) bool {
 	}
 	key := pairOf{f.Pair(), f.Cluster}
 	p := m.open[key]
-	if j := joinable(p.flows, &f, m.slack); j != nil {
-		j.add(&f)
-		return true
+	if p == nil {
+		p = &pending{}
+		m.open[key] = p
 	}
-	n := &merged{flow: f, key: key, start: f.Start, sides: []side{sideOf(&f)}}
-	m.queue = append(m.queue, n)
-	p.flows = append(p.flows, n)
-	m.open[key] = p
+	n := p.joinable(&f, m.slack)
+	if n == nil {
+		n = &merged{flow: f, key: key, start: f.Start, sides: []side{sideOf(&f)}, number: p.given + len(p.flows)}
+		m.queue = append(m.queue, n)
+		p.flows = append(p.flows, n)
+	} else {
+		n.add(&f)
+	}
+	p.note(n)
 	return true
 }
 
@@ -63,9 +68,7 @@ func (m *Merger) Close() {
 		if m.done {
 			return
 		}
-		p := m.open[n.key]
-		m.settle(n, &p)
-		m.open[n.key] = p
+		m.settle(n, m.open[n.key])
 	}
 	m.queue = nil
 }
@@ -81,7 +84,7 @@ func (m *Merger) settle(n *merged, p *pending) {
 	}
 	if vague(&n.flow) {
 		// Whoever names its connections counts first.
-		for _, o := range p.flows {
+		for _, o := range p.takeCertain() {
 			if !vague(&o.flow) {
 				p.balance.settleOnce(o)
 			}
@@ -98,11 +101,9 @@ func (m *Merger) give(now time.Time) {
 		n := m.queue[0]
 		m.queue = m.queue[1:]
 		p := m.open[n.key]
-		m.settle(n, &p)
-		if p.flows = slices.DeleteFunc(p.flows, func(o *merged) bool { return o == n }); len(p.flows) == 0 {
+		m.settle(n, p)
+		if p.drop(); len(p.flows) == 0 {
 			delete(m.open, n.key)
-		} else {
-			m.open[n.key] = p
 		}
 	}
 }
@@ -113,30 +114,18 @@ type pairOf struct {
 	cluster string
 }
 
-// pending is what is not given yet of a pair, and how it relates to what was.
-type pending struct {
-	flows   []*merged
-	balance *balance
-}
-
 // merged is a flow that reports may still join.
 type merged struct {
 	flow  Flow
 	key   pairOf
 	start time.Time // of the first report
 	sides []side
+	// number counts the pair's flows.
+	number int
+	noted  bool // as certain
 	// settled says that its counts are what is new in it already, and tells
 	// whether that is anything.
 	settled, tells bool
-}
-
-func joinable(candidates []*merged, f *Flow, slack time.Duration) *merged {
-	for _, m := range candidates {
-		if f.Start.Sub(m.start) <= slack && !m.settled && m.takes(f) && SameConnections(m.flow.Verdict, f.Verdict) && sameEnds(&m.flow, f) {
-			return m
-		}
-	}
-	return nil
 }
 
 // takes reports whether f's node has not reported this flow yet, or only goes

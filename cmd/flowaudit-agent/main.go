@@ -15,8 +15,10 @@ import (
 	"syscall"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/flowaudit/flowaudit/agent"
+	"github.com/flowaudit/flowaudit/agent/confine"
 	"github.com/flowaudit/flowaudit/agent/nflog"
 	"github.com/flowaudit/flowaudit/flow"
 	flowauditv1 "github.com/flowaudit/flowaudit/proto/flowaudit/v1"
@@ -56,11 +58,41 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends at once
 	zstd.Register()
+	if err := giveUp(&o); err != nil {
+		fmt.Fprintf(stderr, "flowaudit-agent: %v\n", err)
+		return 1
+	}
 	if err := agent.Run(ctx, o); err != nil {
 		fmt.Fprintf(stderr, "flowaudit-agent: %v\n", err)
 		return 1
 	}
 	return 0
+}
+
+// giveUp keeps the capabilities that the sources need: CAP_NET_ADMIN for
+// netlink, and for logs what reading them may take. Accounting is switched on
+// by whoever may write to /proc/sys.
+func giveUp(o *agent.Options) error {
+	if o.EnableAccounting {
+		return nil
+	}
+	keep, names := []uintptr{unix.CAP_NET_ADMIN}, []string{"CAP_NET_ADMIN"}
+	kernel, files := o.Logs()
+	if kernel {
+		keep, names = append(keep, unix.CAP_SYSLOG), append(names, "CAP_SYSLOG")
+	}
+	if files {
+		keep, names = append(keep, unix.CAP_DAC_READ_SEARCH), append(names, "CAP_DAC_READ_SEARCH")
+	}
+	err := confine.To(keep...)
+	if errors.Is(err, confine.ErrBuild) {
+		o.Log.Warn("the agent keeps all its capabilities", "error", err)
+		return nil
+	}
+	if err == nil {
+		o.Log.Info("the agent has given up its capabilities but for these", "kept", strings.Join(names, " "))
+	}
+	return err
 }
 
 const usage = `Reports who talked to whom, and who was refused, to a flowaudit-collector.

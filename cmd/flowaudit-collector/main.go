@@ -173,6 +173,7 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	fs.StringVar(&o.Alerts.Queue, "alert-queue", "", "`directory` of notifications that are not delivered yet (default: alerts in --data, or a temporary one with --store)")
 	fs.StringVar(&o.Alerts.LinkTemplate, "link-template", "", "`template` of the links in alerts, such as 'https://grafana.example/d/flowaudit?var-namespace={{.From.Namespace}}' (default: made of the file's grafana)")
 	fs.StringVar(&o.Alerts.Lease, "alert-lease", "", "`namespace/name` of the Lease by which one of many collectors tells of alerts (default with --store and --in-cluster: flowaudit-alerts in the pod's namespace)")
+	fs.StringVar(&o.Evidence.Key, "evidence-key", "", "PEM `file` of an ed25519 key that signs what is stored, so that it can be proven later what it was (made by flowaudit evidence keygen; default: nothing is signed)")
 	fs.StringVar(&o.Listen.Cert, "tls-cert", "", "PEM `file` of the collector's certificate")
 	fs.StringVar(&o.Listen.Key, "tls-key", "", "PEM `file` of its private key")
 	fs.StringVar(&o.Listen.ClientCA, "tls-client-ca", "", "PEM `file` of the authorities that sign the certificates of agents and readers")
@@ -209,7 +210,7 @@ func parse(args []string, stdout io.Writer) (o collector.Options, at place, show
 	if err := at.validate(); err != nil {
 		return o, at, false, err
 	}
-	alertDefaults(&o, &at)
+	defaultsOf(&o, &at)
 	return o, at, false, o.Validate()
 }
 
@@ -261,10 +262,17 @@ func (p *proofs) String() string {
 	return strings.Join(names, ",")
 }
 
-// alertDefaults are those that depend on other flags.
-func alertDefaults(o *collector.Options, at *place) {
+// defaultsOf are those that depend on other flags.
+func defaultsOf(o *collector.Options, at *place) {
 	if o.Alerts.Queue == "" && at.url == "" {
 		o.Alerts.Queue = filepath.Join(at.db.Dir, "alerts")
+	}
+	if o.Evidence.Key != "" {
+		if at.url == "" {
+			o.Evidence.Dir = at.db.Dir // where the disk is that has room
+		} else if name, err := os.Hostname(); err == nil {
+			o.Evidence.Collector = name
+		}
 	}
 	if o.Alerts.Lease == "" && at.url != "" && o.Access.InCluster {
 		if namespace, err := os.ReadFile("/var/run/secrets/kubernetes.io/serviceaccount/namespace"); err == nil {

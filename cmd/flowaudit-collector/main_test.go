@@ -99,6 +99,7 @@ func TestFlags(t *testing.T) {
 		{"--metrics-pairs 10 --log-level warn --log-format json", func(o *options) {
 			o.Collector.MetricsPairs, o.Collector.Monitor.LogLevel, o.Collector.Monitor.LogFormat = 10, "warn", "json"
 		}},
+		{"--evidence-key k", func(o *options) { o.Collector.Evidence.Key, o.Collector.Evidence.Dir = "k", "flowaudit-data" }},
 		{"--slice 10m", func(o *options) { o.Store.slice = 10 * time.Minute }},
 		{"--store-threads 3", func(o *options) { o.Store.db.Threads = 3 }},
 		{"--store-memory 2GB", func(o *options) { o.Store.db.MemoryLimit = "2GB" }},

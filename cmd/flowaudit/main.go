@@ -139,7 +139,7 @@ who tried and was refused, and what the answer stands on.`,
 	c.dial.Flags(fs)
 	c.dial.TokenFlag(fs)
 	c.asks.flags(fs)
-	root.AddCommand(newObserve(c), newStatus(c), newQuery(c), newSQL(c), newSuggest(c), newReplay(c), newUnused(c), newDoctor(c), newAlerts(c), newPolicy(c), newVersion(env))
+	root.AddCommand(newObserve(c), newStatus(c), newQuery(c), newSQL(c), newSuggest(c), newReplay(c), newUnused(c), newDoctor(c), newAlerts(c), newEvidence(c), newPolicy(c), newVersion(env))
 	return root
 }
 

@@ -36,6 +36,9 @@ type Store interface {
 	// none of the batches is stored. ErrBatch means that one of them never can be.
 	Append(ctx context.Context, batches []flow.Batch) (duplicate []bool, err error)
 
+	// Stored reports which batches are stored, by their keys.
+	Stored(ctx context.Context, keys []flow.BatchKey) ([]bool, error)
+
 	// Flows gives the flows that show and pass the filter to yield, merged by
 	// flow.Merge, ordered by Start, and ends early when yield returns false.
 	Flows(ctx context.Context, req FlowsRequest, yield func(flow.Flow) bool) error
@@ -206,5 +209,8 @@ type Stats struct {
 	Flows  uint64
 	Bytes  uint64    // on disk
 	Oldest time.Time // of the flows kept; zero if there are none
-	Slices int
+	// Arrived is from when on everything that arrived is kept, but for what
+	// retention leaves of refused flows; zero if nothing is.
+	Arrived time.Time
+	Slices  int
 }

@@ -148,3 +148,16 @@ func (s *Store) writeClaims(ctx context.Context, claims []claim, stored uint8) e
 	}
 	return b.send(ctx)
 }
+
+// Stored implements store.Store.
+func (s *Store) Stored(ctx context.Context, keys []flow.BatchKey) ([]bool, error) {
+	known, err := s.lookUp(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	stored := make([]bool, len(keys))
+	for i, k := range keys {
+		stored[i] = known[k].stored
+	}
+	return stored, nil
+}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/flowaudit/flowaudit/collector/store"
+	"github.com/flowaudit/flowaudit/flow"
 )
 
 // Options configure a Store.
@@ -101,7 +102,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("open ClickHouse at %s: %w", strings.Join(options.Addr, ","), err)
 	}
 	if err := s.migrate(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("open ClickHouse at %s: %w", strings.Join(options.Addr, ","), err), s.conn.Close())
+		return nil, errors.Join(fmt.Errorf("open ClickHouse at %s: %w", strings.Join(options.Addr, ","), explain(err, options.TLS != nil)), s.conn.Close())
 	}
 	s.watchReplicas()
 	return s, nil
@@ -127,11 +128,17 @@ func (s *Store) slot(t time.Time) uint32 { return uint32(t.UnixMilli() / s.o.Sli
 func (s *Store) Stats(ctx context.Context) (store.Stats, error) {
 	out := store.Stats{Kind: "clickhouse"}
 	var oldest int64
-	if err := s.conn.QueryRow(ctx, s.global("SELECT count(), min(start) FROM flow WHERE copy NOT IN (SELECT copy FROM excluded)")).Scan(&out.Flows, &oldest); err != nil {
+	var others uint64
+	var slot uint32
+	query := fmt.Sprintf("SELECT count(), min(start), countIf(toInt8(verdict) <> %[1]d), minIf(slot, toInt8(verdict) <> %[1]d) FROM flow WHERE copy NOT IN (SELECT copy FROM excluded)", flow.VerdictDenied)
+	if err := s.conn.QueryRow(ctx, s.global(query)).Scan(&out.Flows, &oldest, &others, &slot); err != nil {
 		return out, fmt.Errorf("read size of ClickHouse: %w", err)
 	}
 	if out.Flows > 0 {
 		out.Oldest = time.UnixMilli(oldest)
+	}
+	if others > 0 {
+		out.Arrived = time.UnixMilli(int64(slot) * s.o.Slice.Milliseconds())
 	}
 	var slices uint64
 	if err := s.conn.QueryRow(ctx, `SELECT sum(bytes_on_disk), uniqExact(partition) FROM `+s.parts()+` WHERE active AND database = `+quote(s.database)+`

@@ -114,7 +114,10 @@ func (s *Store) prepare(ctx context.Context, o clickhouse.Options) error {
 	if err := conn.QueryRow(ctx, "SELECT count() FROM system.databases WHERE name = "+quote(s.database)).Scan(&there); err != nil || there > 0 {
 		return err
 	}
-	return s.define(ctx, conn, "CREATE DATABASE IF NOT EXISTS "+s.database+s.onCluster())
+	if err := s.define(ctx, conn, "CREATE DATABASE IF NOT EXISTS "+s.database+s.onCluster()); err != nil {
+		return fmt.Errorf("make database %s: %w", s.database, explain(err, o.TLS != nil))
+	}
+	return nil
 }
 
 // Codes of exceptions that say who may come in.
@@ -126,7 +129,14 @@ const (
 	codeAuthenticationFailed = 516
 )
 
-// explain says what can be done about a first contact that failed.
+// Codes of exceptions that say what a user may not do.
+const (
+	codeReadonly       = 164
+	codeDatabaseDenied = 291
+	codeAccessDenied   = 497
+)
+
+// explain says what can be done where a first contact failed.
 func explain(err error, overTLS bool) error {
 	var said *clickhouse.Exception
 	var unknownAuthority x509.UnknownAuthorityError
@@ -136,6 +146,8 @@ func explain(err error, overTLS bool) error {
 		switch said.Code {
 		case codeUnknownUser, codeWrongPassword, codeRequiredPassword, codeIPNotAllowed, codeAuthenticationFailed:
 			return fmt.Errorf("the server does not let this user in: check user and password: %w", err)
+		case codeReadonly, codeDatabaseDenied, codeAccessDenied:
+			return fmt.Errorf("this user may not make what is missing: grant it CREATE, ALTER, DROP, INSERT and SELECT on the database: %w", err)
 		}
 	case errors.As(err, &unknownAuthority):
 		return fmt.Errorf("the server's certificate is of an unknown authority: name its own: %w", err)

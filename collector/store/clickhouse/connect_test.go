@@ -49,6 +49,8 @@ func TestWhoComesIn(t *testing.T) {
 		{"no password", "clickhouse://" + clickhousetest.User + "@" + shared.old.Address() + "/a", Credentials{}, "check user and password"},
 		{"an unknown user", "clickhouse://nobody:x@" + shared.old.Address() + "/a", Credentials{}, "check user and password"},
 		{"a wrong password beside the URL's", shared.old.URL("a"), Credentials{Password: "wrong"}, "check user and password"},
+		{"no database, and no right to make it", "clickhouse://" + clickhousetest.Reader + ":" + clickhousetest.Password + "@" + shared.old.Address() + "/none", Credentials{}, "make database none: this user may not make what is missing"},
+		{"no tables, and no right to make them", "clickhouse://" + clickhousetest.Reader + ":" + clickhousetest.Password + "@" + shared.old.Address() + "/default", Credentials{}, "this user may not make what is missing"},
 		{"nobody listens", "clickhouse://" + user + "@127.0.0.1:1/a", Credentials{}, "connection refused"},
 		{"no such CA", shared.old.URL("a"), Credentials{CA: filepath.Join(dir, "none")}, "read certificate authorities: open"},
 		{"a CA that is none", shared.old.URL("a"), Credentials{CA: notPEM}, "holds no certificate in PEM"},

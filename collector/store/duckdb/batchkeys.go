@@ -90,3 +90,19 @@ func (b batchKeys) loadSlice(ctx context.Context, db *sql.DB, s *slice) error {
 	}
 	return rows.Err()
 }
+
+// Stored implements store.Store.
+func (s *Store) Stored(ctx context.Context, keys []flow.BatchKey) ([]bool, error) {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if s.failed { // what was being written may or may not be there
+		if err := s.recover(ctx); err != nil {
+			return nil, fmt.Errorf("recover from a write that failed: %w", err)
+		}
+	}
+	stored := make([]bool, len(keys))
+	for i, k := range keys {
+		stored[i] = s.keys.has(k)
+	}
+	return stored, nil
+}

@@ -2,6 +2,7 @@ package duckdb
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -16,16 +17,18 @@ const (
 )
 
 func (s *Store) openDocuments(ctx context.Context) error {
-	path := filepath.Join(s.o.Dir, documentsFile)
+	path := s.documentsPath()
 	if _, err := s.db.ExecContext(ctx, fmt.Sprintf("ATTACH %s AS %s", quote(path), documentsName)); err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	s.documents = true
-	if _, err := s.db.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS documents.document (kind VARCHAR, id VARCHAR, time BIGINT, body BLOB)"); err != nil {
+	if _, err := documentSteps.migrate(ctx, s.db, documentsName); err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	return nil
 }
+
+func (s *Store) documentsPath() string { return filepath.Join(s.o.Dir, documentsFile) }
 
 // Put implements store.Store.
 func (s *Store) Put(ctx context.Context, documents []store.Document) error {
@@ -34,7 +37,7 @@ func (s *Store) Put(ctx context.Context, documents []store.Document) error {
 	if len(documents) == 0 {
 		return nil
 	}
-	return s.writer.transaction(ctx, func() error {
+	err := s.writer.transaction(ctx, func() error {
 		for _, d := range documents {
 			if _, err := s.writer.conn.ExecContext(ctx, "DELETE FROM documents.document WHERE kind = $1 AND id = $2 AND time <= $3", d.Kind, d.ID, d.Time.UnixMilli()); err != nil {
 				return fmt.Errorf("keep %s %s: %w", d.Kind, d.ID, err)
@@ -46,6 +49,7 @@ func (s *Store) Put(ctx context.Context, documents []store.Document) error {
 		}
 		return nil
 	})
+	return errors.Join(err, s.revive(ctx, err, documentsName, s.documentsPath()))
 }
 
 // Documents implements store.Store.
@@ -82,7 +86,7 @@ func (s *Store) Discard(ctx context.Context, kind string, before time.Time) erro
 	s.write.Lock()
 	defer s.write.Unlock()
 	if _, err := s.writer.conn.ExecContext(ctx, "DELETE FROM documents.document WHERE kind = $1 AND time < $2", kind, before.UnixMilli()); err != nil {
-		return fmt.Errorf("delete old documents: %w", err)
+		return errors.Join(fmt.Errorf("delete old documents: %w", err), s.revive(ctx, err, documentsName, s.documentsPath()))
 	}
 	return nil
 }

@@ -272,6 +272,9 @@ func (s *Store) Stats(context.Context) (store.Stats, error) {
 	s.read.RLock()
 	defer s.read.RUnlock()
 	out := store.Stats{Kind: "duckdb", Slices: len(s.slices)}
+	if len(s.slices) > 0 {
+		out.Arrived = s.slices[0].begin
+	}
 	for _, sl := range s.holding() {
 		out.Flows += sl.held.Load().flows
 		out.Bytes += uint64(sl.bytes())

@@ -2,6 +2,7 @@ package duckdb
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/flowaudit/flowaudit/collector/store"
 	"github.com/flowaudit/flowaudit/collector/store/storetest"
 	"github.com/flowaudit/flowaudit/flow"
 )
@@ -70,6 +72,73 @@ func fullDisk(t *testing.T, left int) {
 		t.Error(err)
 	}
 	f.holds(t, open(t, dir, nil))
+}
+
+// TestDocumentsOnAFullDisk: what cannot be kept is said, and is taken when
+// there is space again; nothing that was kept is lost.
+func TestDocumentsOnAFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("this test needs root for a file system of its own")
+		}
+		t.Skip("needs root for a file system of its own")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=120m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	others := filepath.Join(dir, "others")
+	if err := os.WriteFile(others, make([]byte, 100<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, dir, nil)
+	kept := 0
+	put := func() error {
+		body := make([]byte, 1<<20)
+		_, _ = rand.NewChaCha8([32]byte{byte(kept)}).Read(body) // never fails
+		err := s.Put(t.Context(), []store.Document{{Kind: "k", ID: fmt.Sprint(kept), Time: storetest.T0, Body: body}})
+		if err == nil {
+			kept++
+		}
+		return err
+	}
+	var full error
+	for range 50 {
+		if full = put(); full != nil {
+			break
+		}
+	}
+	if full == nil || !strings.Contains(full.Error(), "No space left on device") || !strings.Contains(full.Error(), dir) {
+		t.Fatalf("error %v, want one that says what is wrong, and where", full)
+	}
+	if err := os.Remove(others); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := put(); err != nil {
+			t.Errorf("with space again: %v", err)
+		}
+	}
+	count := func(s *Store) (n int) {
+		if err := s.Documents(t.Context(), "k", time.Time{}, func(store.Document) bool { n++; return true }); err != nil {
+			t.Error(err)
+		}
+		return n
+	}
+	if n := count(s); n != kept {
+		t.Errorf("%d documents, want %d", n, kept)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if n := count(open(t, dir, nil)); n != kept {
+		t.Errorf("%d documents after opening again, want %d", n, kept)
+	}
 }
 
 // filling appends the same flows again and again.

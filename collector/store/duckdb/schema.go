@@ -19,8 +19,9 @@ var (
 	sliceSteps = steps{firstSlice, deniedApart}
 	monthSteps = steps{firstMonth}
 	sumsSteps  = steps{firstSums}
-	// The timeline is one file, whatever there is.
+	// The timeline is one file, whatever there is, and so are documents.
 	timelineSteps = steps{firstTimeline}
+	documentSteps = steps{firstDocuments}
 )
 
 // firstSlice is the schema of a slice. Columns that may be unknown hold the
@@ -67,6 +68,10 @@ CREATE TABLE %[1]s.upto (flow BIGINT, denied BIGINT);
 const firstTimeline = `
 CREATE TABLE IF NOT EXISTS %[1]s.change (time BIGINT, sequence UBIGINT, cluster VARCHAR, kind UTINYINT,
 	namespace VARCHAR, name VARCHAR, author VARCHAR, deleted UTINYINT, object BLOB);
+`
+
+const firstDocuments = `
+CREATE TABLE IF NOT EXISTS %[1]s.document (kind VARCHAR, id VARCHAR, time BIGINT, body BLOB);
 `
 
 // migrate brings an attached database to the newest version, and says which

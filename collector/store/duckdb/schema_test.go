@@ -94,7 +94,7 @@ func TestOlderFilesAreConverted(t *testing.T) {
 // What a newer version wrote is not read by guess, nor left out: the store
 // does not open, and changes nothing.
 func TestNewerFilesAreRefused(t *testing.T) {
-	for name, steps := range map[string]steps{"1700000000000.duckdb": sliceSteps, "edges-202311.duckdb": monthSteps, "denied-202311.duckdb": sliceSteps, "timeline.duckdb": timelineSteps} {
+	for name, steps := range map[string]steps{"1700000000000.duckdb": sliceSteps, "edges-202311.duckdb": monthSteps, "denied-202311.duckdb": sliceSteps, "timeline.duckdb": timelineSteps, "documents.duckdb": documentSteps} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), name)
 			made(t, path, fmt.Sprintf("CREATE TABLE migration (version UINTEGER, time TIMESTAMP); INSERT INTO migration VALUES (%d, now()::TIMESTAMP)", len(steps)+1))

@@ -84,6 +84,7 @@ func suite() map[string]func(*testing.T, Fixture) {
 		"hours add up to edges":               edgeHours,
 		"documents":                           documents,
 		"what is withheld is told by nothing": sight,
+		"what is stored can be proven":        proven,
 	}
 }
 

@@ -66,6 +66,9 @@ spec:
         {{- if .Values.alerts.config }}
         - --alert-config=/alerts/alerts.yaml
         {{- end }}
+        {{- if .Values.evidence.secret }}
+        - --evidence-key=/evidence/evidence.key
+        {{- end }}
         - --listen-metrics=:9464
         - --log-level={{ .Values.collector.logLevel }}
         - --log-format={{ .Values.collector.logFormat }}
@@ -104,6 +107,9 @@ spec:
       volumeMounts:
         - {name: tls, mountPath: /tls, readOnly: true}
         - {name: tmp, mountPath: /tmp}
+        {{- if .Values.evidence.secret }}
+        - {name: evidence, mountPath: /evidence, readOnly: true}
+        {{- end }}
         {{- if .Values.alerts.config }}
         - {name: alerts, mountPath: /alerts, readOnly: true}
         {{- end }}
@@ -115,6 +121,10 @@ spec:
       secret: {secretName: {{ .Values.tls.collectorSecret }}, defaultMode: 288} # 0440
     - name: tmp
       emptyDir: {}
+    {{- if .Values.evidence.secret }}
+    - name: evidence
+      secret: {secretName: {{ .Values.evidence.secret }}, defaultMode: 288} # 0440
+    {{- end }}
     {{- if .Values.alerts.config }}
     - name: alerts
       configMap: {name: flowaudit-alerts}

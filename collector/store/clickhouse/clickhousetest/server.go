@@ -17,9 +17,11 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 )
 
-// User and Password are those of every server.
+// User and Password are those of every server. Reader has the same password,
+// and may change nothing.
 const (
 	User     = "flowaudit"
+	Reader   = "reader"
 	Password = "secret"
 )
 
@@ -68,9 +70,10 @@ const text = `<yandex>
 // users has a user default beside ours: as that, without a password, servers of
 // 18.16 ask the leader of a shard to drop a partition.
 const users = `<yandex>
-<profiles><default/></profiles><quotas><default/></quotas>
+<profiles><default/><readonly><readonly>2</readonly></readonly></profiles><quotas><default/></quotas>
 <users>
 <` + User + `><password>` + Password + `</password><networks><ip>127.0.0.1</ip></networks><profile>default</profile><quota>default</quota></` + User + `>
+<` + Reader + `><password>` + Password + `</password><networks><ip>127.0.0.1</ip></networks><profile>readonly</profile><quota>default</quota></` + Reader + `>
 <default><password></password><networks><ip>127.0.0.1</ip></networks><profile>default</profile><quota>default</quota></default>
 </users>
 </yandex>
