@@ -166,14 +166,18 @@ func TestFlagsExist(t *testing.T) {
 			pod := podOf(t, all, program)
 			for _, c := range append(pod.Spec.InitContainers, pod.Spec.Containers...) {
 				for _, arg := range c.Args {
-					name, _, _ := strings.Cut(arg, "=")
-					if !strings.Contains(string(page), `\fB`+strings.ReplaceAll(name, "-", `\-`)+`\fR`) {
+					if name, _, _ := strings.Cut(arg, "="); !documented(page, name) {
 						t.Errorf("%s has no flag %s", program, name)
 					}
 				}
 			}
 		}
 	}
+}
+
+// documented tells whether a manual page has a flag.
+func documented(page []byte, flag string) bool {
+	return strings.Contains(string(page), `\fB`+strings.ReplaceAll(flag, "-", `\-`)+`\fR`)
 }
 
 // TestAgentsShowWhatTheCollectorAsksFor: all have one certificate, which names no
@@ -314,22 +318,25 @@ func TestDashboards(t *testing.T) {
 	}
 }
 
-// TestPodSecurity: the collector is of the strictest level; of the agent's
-// exceptions each is one that it cannot do without.
-func TestPodSecurity(t *testing.T) {
+// exceptions are what Pod Security's strictest level refuses of a pod.
+func exceptions(t *testing.T, pod corev1.PodSpec) (out []string) {
+	t.Helper()
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	exceptions := func(pod corev1.PodTemplateSpec) (out []string) {
-		for _, r := range evaluator.EvaluatePod(api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}, &metav1.ObjectMeta{}, &pod.Spec) {
-			if !r.Allowed {
-				out = append(out, r.ForbiddenReason)
-			}
+	for _, r := range evaluator.EvaluatePod(api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}, &metav1.ObjectMeta{}, &pod) {
+		if !r.Allowed {
+			out = append(out, r.ForbiddenReason)
 		}
-		slices.Sort(out)
-		return out
 	}
+	slices.Sort(out)
+	return out
+}
+
+// TestPodSecurity: the collector is of the strictest level; of the agent's
+// exceptions each is one that it cannot do without.
+func TestPodSecurity(t *testing.T) {
 	for values, want := range map[string][]string{
 		// The node's network, and what reads it; the file's capability, which
 		// no_new_privs forbids. A port of the node is one of its network.
@@ -338,10 +345,10 @@ func TestPodSecurity(t *testing.T) {
 		"tls.mode=secret,agent.cni=cilium": {"host namespaces", "hostPort", "restricted volume types", "runAsNonRoot != true", "runAsUser=0", "unrestricted capabilities"},
 	} {
 		all := objects(t, render(t, "--set", values))
-		if got := exceptions(podOf(t, all, "flowaudit-collector")); got != nil {
+		if got := exceptions(t, podOf(t, all, "flowaudit-collector").Spec); got != nil {
 			t.Errorf("%s: the collector needs exceptions: %v", values, got)
 		}
-		if got := exceptions(podOf(t, all, "flowaudit-agent")); !slices.Equal(got, want) {
+		if got := exceptions(t, podOf(t, all, "flowaudit-agent").Spec); !slices.Equal(got, want) {
 			t.Errorf("%s: the agent needs the exceptions %q, want %q", values, got, want)
 		}
 	}

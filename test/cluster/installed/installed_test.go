@@ -89,6 +89,8 @@ func TestInstalledByHelm(t *testing.T) {
 	began := time.Now()
 	k := &knocker{client: r.client(), server: pods[0]}
 	k.knock(t)
+	t.Run("the init container turns accounting on", r.accounted)
+	t.Run("a sidecar reports", r.sidecar)
 	t.Run("a refusal is told", func(t *testing.T) { r.told(t, k, began) })
 	t.Run("a refusal alerts", r.alerted)
 
@@ -197,6 +199,7 @@ func (r *release) values() string {
 	must(r.t, os.WriteFile(path, fmt.Appendf(nil, `image: {tag: test, pullPolicy: Never}
 agent:
   cni: kube-router
+  accounting: true
   args: [--window=2s]
   nodeSelector: {flowaudit.test/installed: "yes"}
   stateHostPath: %s
@@ -299,6 +302,51 @@ func (r *release) refused(ctx context.Context, since time.Time) (flows []flow.Fl
 		flows = append(flows, f)
 	}
 	return flows, nil
+}
+
+// accounted: by the chart's init container, in each node's own network.
+func (r *release) accounted(t *testing.T) {
+	for _, n := range r.nodes {
+		must(t, n.Do(func() error {
+			b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_acct")
+			if err == nil && strings.TrimSpace(string(b)) != "1" {
+				err = fmt.Errorf("nf_conntrack_acct of %s is %s", n.Name, b)
+			}
+			return err
+		}))
+	}
+}
+
+// sidecar runs a pod with the containers and volumes of docs/install.md.
+func (r *release) sidecar(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/install.md")
+	must(t, err)
+	_, section, _ := strings.Cut(string(text), "\n## In a pod\n")
+	_, block, _ := strings.Cut(section, "```yaml\n")
+	block, _, _ = strings.Cut(block, "```\n")
+	containers, volumes, ok := strings.Cut(block, "\nvolumes:\n")
+	if !ok {
+		t.Fatalf("the page has %s", block)
+	}
+	image := strings.NewReplacer("flowaudit-agent:devel", "flowaudit-agent:test").Replace(containers)
+	spec := "nodeSelector: {kubernetes.io/hostname: " + r.nodes[0].Name + "}\nterminationGracePeriodSeconds: 1\n" +
+		image + "\n  - {name: box, image: \"localhost/flowaudit/box:1\", args: [pause]}\nvolumes:\n" + volumes
+	ca, err := os.ReadFile(r.ca)
+	must(t, err)
+	_, err = r.Client.CoreV1().ConfigMaps("installed").Create(t.Context(), &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: "flowaudit-ca"}, Data: map[string]string{"ca.crt": string(ca)},
+	}, metav1.CreateOptions{})
+	must(t, err)
+	must(t, r.Apply(t.Context(), "apiVersion: v1\nkind: Pod\nmetadata: {name: guest, namespace: installed, labels: {app: guest}}\nspec:\n  "+
+		strings.ReplaceAll(strings.TrimSpace(spec), "\n", "\n  ")+"\n"))
+	must(t, eventually(t.Context(), "the sidecar to report", func() error {
+		out, err := r.ask(t.Context(), "query", "nodes")
+		if err == nil && !strings.Contains(out, "installed/guest") {
+			said, _ := r.Kubectl(t.Context(), "", "-n", "installed", "logs", "guest", "-c", "flowaudit-agent", "--tail=10") // only to explain
+			err = fmt.Errorf("%s\n%s", out, said)
+		}
+		return err
+	}))
 }
 
 func (r *release) alerted(t *testing.T) {
