@@ -35,7 +35,7 @@ const (
 	repeatedFlows = 90
 	nodePods      = 30
 	// memoryLimit leaves room for the store in a container of 1 GiB.
-	memoryLimit = "GOMEMLIMIT=700MiB"
+	memoryLimit = "GOMEMLIMIT=600MiB"
 )
 
 // fleet is a collector and many agents that report to it.
