@@ -89,6 +89,8 @@ type batchProxy struct {
 
 	mu                 sync.Mutex
 	sent               map[string][]uint32 // by key: the ports of its flows
+	epochs             map[string]uint64   // of the batches
+	last               uint64              // epoch of the last one: of the agent that was stopped, not killed
 	acked              map[string]bool
 	doubled, reordered int
 }
@@ -99,7 +101,7 @@ func newBatchProxy(t *testing.T, from string, conn *grpc.ClientConn) *batchProxy
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &batchProxy{client: flowauditv1.NewIngestClient(conn), sent: make(map[string][]uint32), acked: make(map[string]bool)}
+	p := &batchProxy{client: flowauditv1.NewIngestClient(conn), sent: make(map[string][]uint32), epochs: make(map[string]uint64), acked: make(map[string]bool)}
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))
 	flowauditv1.RegisterIngestServer(server, p)
 	go func() { _ = server.Serve(l) }() // ends with Stop
@@ -210,7 +212,8 @@ func (p *batchProxy) count(n *int) {
 func (p *batchProxy) note(b *flowauditv1.Batch) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.sent[flowauditv1.ToBatchKey(b.GetKey()).String()] = b.GetFlows().GetPort()
+	key := flowauditv1.ToBatchKey(b.GetKey())
+	p.sent[key.String()], p.epochs[key.String()], p.last = b.GetFlows().GetPort(), key.Epoch, key.Epoch
 }
 
 // verify compares with the store, for which stored counts the datagrams by
@@ -223,7 +226,9 @@ func (p *batchProxy) verify(t *testing.T, stored []int) {
 	lost, gone := 0, 0
 	for key, ports := range p.sent {
 		if !p.acked[key] {
-			gone++
+			if gone++; p.epochs[key] == p.last {
+				t.Errorf("batch %s was sent, and never acknowledged, though its agent was not killed", key)
+			}
 			continue
 		}
 		for _, port := range ports {
